@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kedge_agent.proving import ProofLimits
@@ -175,27 +175,6 @@ class TrustTable:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitTable:
-    """``[split]``: language models whose layers are on several devices; see :mod:`kedge_agent.split`.
-
-    Attributes:
-        listen: ``host:port`` at which this device computes its layers for others.
-        next: model → ``host:port`` of the device with the layers after those of this device.
-        seconds: time after which a device that does not answer is given up.
-        ca, cert, key: PEM files; those of ``[broker]`` by default.
-        insecure: whether a link to other machines may go without certificates.
-    """
-
-    listen: str | None = None
-    next: dict[str, str] = field(default_factory=dict)
-    seconds: float = 10.0
-    ca: str | None = None
-    cert: str | None = None
-    key: str | None = None
-    insecure: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class _File:
     device: DeviceTable
     broker: BrokerTable
@@ -206,7 +185,7 @@ class _File:
     shadow: ShadowTable = field(default_factory=ShadowTable)
     samples: SamplesTable = field(default_factory=SamplesTable)
     trust: TrustTable = field(default_factory=TrustTable)
-    split: SplitTable = field(default_factory=SplitTable)
+    split: SplitSettings = field(default_factory=SplitSettings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,16 +307,13 @@ def _samples(table: SamplesTable) -> SampleLimits:
     )
 
 
-def _split(table: SplitTable, broker: BrokerTable, folder: Path) -> SplitSettings:
+def _split(table: SplitSettings, broker: BrokerTable, folder: Path) -> SplitSettings:
     own = table.cert is not None
     files = (table.ca, table.cert, table.key) if own else (broker.ca, broker.cert, broker.key)
     # An authority of the system's is one for servers, not for devices.
     usable = files[0] is not None and files[1] is not None
     ca, cert, key = (str((folder / one).absolute()) if usable and one is not None else None for one in files)
-    settings = SplitSettings(
-        listen=table.listen, following=dict(table.next), seconds=table.seconds, ca=ca, cert=cert, key=key
-    )
-    return settings.checked(insecure=table.insecure)
+    return replace(table, ca=ca, cert=cert, key=key).checked()
 
 
 def _trust(path: Path) -> Trust:

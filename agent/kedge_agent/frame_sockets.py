@@ -1,4 +1,4 @@
-"""Frames (:mod:`kedge_protocol.frames`) over sockets of a model's folder. NumPy is not loaded here."""
+"""Frames (:mod:`kedge_protocol.frames`) over sockets. NumPy is not loaded here."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kedge_protocol import frames
+from kedge_protocol.errors import InputError
 
 SEND_SECONDS = 1.0
 PATIENCE = 5.0
@@ -89,8 +90,9 @@ class FrameListener:
                 accepted.settimeout(PATIENCE)
                 self._links.append(accepted)
             elif link in self._links:
-                frame = _read(link, self._most)
-                if frame is None:
+                try:
+                    frame = read(link, self._most)
+                except (OSError, InputError):
                     self._links.remove(link)
                     link.close()
                 else:
@@ -110,15 +112,20 @@ class FrameListener:
             self._path.unlink()
 
 
-def _read(link: socket.socket, most: int) -> tuple[bytes, bytes] | None:
-    """Return the next frame; None at the end of the connection, and where what comes is none."""
-    try:
-        of_head, of_body = frames.LENGTH.unpack(_exactly(link, frames.LENGTH.size))
-        if of_head > frames.MAX_HEAD or of_body > most:
-            return None
-        return _exactly(link, of_head), _exactly(link, of_body)
-    except (OSError, EOFError):
-        return None
+def read(link: socket.socket, most: int) -> tuple[bytes, bytes]:
+    """Read the head and the body of the next frame.
+
+    Args:
+        most: the bytes of a body.
+
+    Raises:
+        OSError: the connection ends, or nothing comes in time.
+        InputError: it is longer than a frame may be.
+    """
+    of_head, of_body = frames.LENGTH.unpack(_exactly(link, frames.LENGTH.size))
+    if of_head > frames.MAX_HEAD or of_body > most:
+        raise InputError(f"a frame of {of_head} and {of_body} bytes is too long", where="frame")
+    return _exactly(link, of_head), _exactly(link, of_body)
 
 
 def _exactly(link: socket.socket, size: int) -> bytes:
@@ -129,6 +136,6 @@ def _pieces(link: socket.socket, size: int) -> Iterator[bytes]:
     while size:
         piece = link.recv(min(size, 1 << 20))
         if not piece:
-            raise EOFError
+            raise ConnectionError("the other end closed the connection")
         size -= len(piece)
         yield piece

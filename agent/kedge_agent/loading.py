@@ -183,6 +183,7 @@ def _executor(folder: Path, bundle: Bundle, cache: Path | None, state: Path) -> 
     config = bundle.config
     if config.generation is None:
         return Executor.of(folder, config, cache=cache)
+    room.admit(config)
     split = None
     if config.generation.part is not None:
         from kedge_agent.split import settings

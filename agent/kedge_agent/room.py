@@ -10,7 +10,7 @@ from pathlib import Path
 from kedge_agent.slots import ModelFolder, Serving, model_folders
 from kedge_protocol import memory
 from kedge_protocol.bundle.config import BundleConfig
-from kedge_protocol.errors import IncompatibleError
+from kedge_protocol.errors import IncompatibleError, InputError
 
 DECLARED = "memory_bytes"
 """The figure by which a loaded language model reports the memory that its bundle declares."""
@@ -100,6 +100,21 @@ class Room:
                 remedy="Stop what takes the memory, or compile a language model with a shorter --context, fewer "
                 "--slots or --cache int8; then roll out again",
             )
+
+
+def admit(config: BundleConfig) -> None:
+    """Refuse a bundle that the system would end this process for, when its caches fill.
+
+    Raises:
+        InputError: it needs more memory than the device has.
+    """
+    needed, there = config.resources.memory_bytes, memory.of_device().total
+    if there and needed > there:
+        raise InputError(
+            f"the bundle needs {needed >> 20} MiB of memory, the device has {there >> 20} MiB",
+            where=config.name,
+            remedy="Compile it with a shorter --context, fewer --slots or --cache int8",
+        )
 
 
 def fits_beside(config: BundleConfig, old: BundleConfig) -> bool:

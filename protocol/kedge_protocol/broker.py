@@ -43,18 +43,33 @@ class Broker:
         """
         if not self.tls:
             return None
-        try:
-            context = ssl.create_default_context(cafile=None if self.ca is None else str(self.ca))
-            context.minimum_version = ssl.TLSVersion.TLSv1_2
-            if self.cert is not None:
-                context.load_cert_chain(str(self.cert), None if self.key is None else str(self.key))
-        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-            raise ConfigError(
-                f"the certificates cannot be used: {error}",
-                where=self.url,
-                remedy="Give PEM files: --ca of the authority, --cert and --key of this client",
-            ) from error
-        return context
+        return client_context(self.ca, self.cert, self.key, where=self.url)
+
+
+def client_context(
+    ca: Path | str | None, cert: Path | str | None, key: Path | str | None, *, where: str
+) -> ssl.SSLContext:
+    """Return the TLS context of a client: TLS 1.2 or newer, with host name check.
+
+    Args:
+        ca: PEM file of the authority; None for the system's.
+        cert, key: PEM files of the client's certificate; the key may be in ``cert``.
+
+    Raises:
+        ConfigError: a certificate or key cannot be used; it names ``where``.
+    """
+    try:
+        context = ssl.create_default_context(cafile=ca)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if cert is not None:
+            context.load_cert_chain(cert, key)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise ConfigError(
+            f"the certificates cannot be used: {error}",
+            where=where,
+            remedy="Give PEM files that this user may read: ca of the authority, cert and key of this client",
+        ) from error
+    return context
 
 
 def parse_broker(

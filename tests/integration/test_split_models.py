@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,12 +34,15 @@ from kedge_targets.decoder.contract import Ends
 from kedge_targets.decoder.stages import StagedDecoder
 
 PROMPT, COUNT = "abc", 60
+CONTEXT = 256
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])
 @pytest.mark.parametrize("name", list(decoders.CONFIGURATIONS))
 def test_parts_compute_the_same_bits_as_the_whole(name: str, precision: str, tmp_path: Path) -> None:
-    decoder = reading.read(decoders.folder(tmp_path / "model", name))
+    # Several windows long, so that the caches of layers with one drop positions.
+    sizes = {"n_positions" if name == "gpt2" else "max_position_embeddings": CONTEXT}
+    decoder = reading.read(decoders.folder(tmp_path / "model", name, changed=sizes))
     scheme = Scheme(precision=precision, embedding=precision, method="plain")
     compiler, runtime = registry.compiler("onnxruntime").decoders(), registry.runtime("onnxruntime")
     assert compiler is not None
@@ -50,24 +54,28 @@ def test_parts_compute_the_same_bits_as_the_whole(name: str, precision: str, tmp
         norm={one: weights.outer(one) for one in names},
         head=None if spec.tied else table(weights.outer("head"), scheme),
     )
-    source = LayerSource(spec, weights, compiler, 64)
+    source = LayerSource(spec, weights, compiler, CONTEXT)
     for folder in ("whole", "parts"):
         (tmp_path / folder).mkdir()
     layers = QuantizedLayers(source, scheme, [], lambda done, total: None)
-    whole = compiler.lower(spec, ends, layers, context=64, workdir=tmp_path / "whole")
-    parts = compiler.lower_parts(spec, ends, layers, (1, 2), context=64, workdir=tmp_path / "parts")
+    whole = compiler.lower(spec, ends, layers, context=CONTEXT, workdir=tmp_path / "whole")
+    parts = compiler.lower_parts(spec, ends, layers, (1, 2), context=CONTEXT, workdir=tmp_path / "parts")
     assert whole.position_bytes == sum(part.position_bytes for part in parts)
-    one = runtime.load_decoder(whole.files[whole.entry], {"threads": 1}, slots=2, context=64)
-    stages = [runtime.load_stage(part.files[part.entry], {"threads": 1})(2, 64) for part in parts]
-    several = StagedDecoder(stages, slots=2, context=64)
+    assert whole.window_bytes == sum(part.window_bytes for part in parts)
+    one = runtime.load_decoder(whole.files[whole.entry], {"threads": 1}, slots=2, context=CONTEXT)
+    stages = [runtime.load_stage(part.files[part.entry], {"threads": 1})(2, CONTEXT) for part in parts]
+    several = StagedDecoder(stages, slots=2, context=CONTEXT)
     assert several.vocabulary == one.vocabulary
-    prompt = [1, 5, 9, 33, 21, 8, 60, 7]
-    for slot in (0, 1):
-        np.testing.assert_array_equal(one.extend(slot, prompt, keep=3), several.extend(slot, prompt, keep=3))
+    assert several.cache_bytes == one.cache_bytes == 2 * (CONTEXT * whole.position_bytes + whole.window_bytes)
+    assert bool(one.windows) is (name in ("mistral", "gemma3"))
+    assert set(several.windows) == set(one.windows)
+    prompt = np.random.default_rng(0).integers(3, 90, 150).tolist()
+    np.testing.assert_array_equal(one.extend(0, prompt, keep=3), several.extend(0, prompt, keep=3))
     for session in (one, several):
-        session.copy(0, 1, 5)
-    for token in range(3, 9):
-        expected, found = (session.step({0: token, 1: token + 40}) for session in (one, several))
+        session.copy(0, 1, 150)
+    np.testing.assert_array_equal(one.extend(1, prompt[:9], keep=3), several.extend(1, prompt[:9], keep=3))
+    for token in range(3, 83):
+        expected, found = (session.step({0: token, 1: token + 13}) for session in (one, several))
         for slot in (0, 1):
             np.testing.assert_array_equal(found[slot], expected[slot])
 
@@ -110,7 +118,7 @@ def test_three_devices_pass_on_what_they_compute(place: Path, tmp_path: Path) ->
             three.load(index)
         found = three.models[0].generate(PROMPT, max_tokens=COUNT, ignore_end=True)
         assert found.tokens == split_models.greedy(place / "whole", PROMPT, COUNT)
-        three.load(1, following={"writer-part-2": "127.0.0.1:9"})
+        three.load(1, next={"writer-part-2": "127.0.0.1:9"})
         with pytest.raises(NeighbourError, match="the link is lost"):
             Parts.load(three, 0).generate(PROMPT)
     finally:
@@ -125,6 +133,35 @@ def test_figures_and_bits_of_the_weights_are_the_wholes(place: Path) -> None:
     assert [part.attempt.figures for part in first.generation.targets] == [one.attempt.figures] * 2
     assert [part.layers for part in first.generation.targets] == [(0, 1), (1, 3)]
     assert sum(part.position_bytes for part in first.generation.targets) == one.position_bytes
+
+
+def test_layers_with_a_window_keep_a_window_on_another_device_too(tmp_path: Path) -> None:
+    texts = "".join(chr(40 + at) for at in np.random.default_rng(1).integers(0, 50, 400))
+    layers = {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}
+    release = split_models.compiled(tmp_path, "whole", parts=None, kind="gemma3", changed=layers, slots=2)
+    split_models.compiled(tmp_path, "two", parts=2, kind="gemma3", changed=layers, slots=2)
+    parts = Parts(tmp_path, tmp_path / "two")
+    try:
+        second, first = parts.load(1), parts.load(0)
+        whole, *each = (
+            one.generation
+            for one in (Layout(release).bundle("generic-cpu").config, first.config, second.config)
+            if one.generation is not None
+        )
+        assert sum(spec.cache_bytes for spec in each) == whole.cache_bytes
+        assert [spec.window_bytes for spec in each] == [0, whole.window_bytes]
+        assert second.config.resources.memory_bytes < first.config.resources.memory_bytes
+        assert second.config.runtimes[0].minimum == "1.31"
+        # Both slots write far beyond the window; then a beginning comes again that only some caches still have.
+        asked = [(texts[:200], 150), (texts[200:], 150), (texts[:200], 20), (texts[:220], 40), (texts[:90], 40)]
+        expected = [split_models.greedy(release, *one) for one in asked]
+        with ThreadPoolExecutor(2) as pool:
+            both = pool.map(lambda one: first.generate(one[0], max_tokens=one[1], ignore_end=True), asked[:2])
+            found = [answer.tokens for answer in both]
+        found += [first.generate(prompt, max_tokens=count, ignore_end=True).tokens for prompt, count in asked[2:]]
+        assert found == expected
+    finally:
+        parts.close()
 
 
 def test_each_part_declares_its_memory_so_that_it_may_be_most_of_a_device(two: Parts) -> None:
@@ -198,7 +235,7 @@ def test_a_served_part_makes_way_in_memory_and_comes_back(two: Parts, tmp_path: 
 def test_a_device_that_says_nothing_is_given_up_after_the_deadline(two: Parts) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
-        first = two.load(0, following={"writer": address}, seconds=0.5)
+        first = two.load(0, next={"writer": address}, seconds=0.5)
         with pytest.raises(NeighbourError, match=r"no answer within 0\.5 s"):
             first.generate(PROMPT)
 
@@ -211,7 +248,7 @@ def test_the_part_of_another_version_or_model_is_refused_by_its_digest(
     foreign = Parts(tmp_path / "foreign", split_models.compiled(tmp_path, "other", parts=2, **changed))
     foreign.load(1)
     try:
-        first = two.load(0, following={"writer": foreign.addresses[1]})
+        first = two.load(0, next={"writer": foreign.addresses[1]})
         wanted = Layout(two.releases[1]).bundle("generic-cpu").digest
         there = Layout(foreign.releases[1]).bundle("generic-cpu").digest
         assert wanted != there
@@ -253,12 +290,12 @@ def test_only_devices_with_a_certificate_of_the_authority_are_answered(
 def test_a_link_beyond_this_machine_without_certificates_is_refused_unless_it_is_wanted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    for settings in (SplitSettings(listen="0.0.0.0:7433"), SplitSettings(following={"m": "10.0.0.8:7433"})):
+    for settings in (SplitSettings(listen="0.0.0.0:7433"), SplitSettings(next={"m": "10.0.0.8:7433"})):
         with pytest.raises(ConfigError, match="without certificates"):
-            settings.checked(insecure=False)
-        assert settings.checked(insecure=True) is settings
+            settings.checked()
+        assert replace(settings, insecure=True).checked().insecure
         assert "OPEN TO EVERYBODY" in caplog.text
-    assert SplitSettings(listen="127.0.0.1:7433").checked(insecure=False)
+    assert SplitSettings(listen="127.0.0.1:7433").checked()
 
 
 def test_what_does_not_belong_on_the_link_ends_it_and_harms_nobody(place: Path, two: Parts) -> None:
@@ -270,14 +307,22 @@ def test_what_does_not_belong_on_the_link_ends_it_and_harms_nobody(place: Path, 
         with socket.create_connection((host, int(port)), 5) as strange:
             strange.sendall(raw)
     settings = SplitSettings(seconds=60.0)
-    for slots, context in ((0, 64), (1, 4096), (99, 512)):
-        stage = RemoteStage(settings, two.addresses[1], Hello(bundle=digest, slots=slots, context=context), channels=32)
+    for slots in (0, 5, -1):
+        stage = RemoteStage(settings, two.addresses[1], Hello(bundle=digest, slots=slots), channels=32)
         with pytest.raises(NeighbourError):
             stage.ready()
-    for first, rows, length in ((3, 1, 0), (0, 2, 0), (0, 1, 63), (0, 1, -1)):
-        stage = RemoteStage(settings, two.addresses[1], Hello(bundle=digest, slots=1, context=63), channels=32)
+    for first, rows, length, copied in (
+        (3, 1, 0, 0),
+        (-1, 1, 0, 0),
+        (0, 2, 0, 0),
+        (0, 1, 512, 0),
+        (0, 1, -1, 0),
+        (0, 1, 0, 1),
+    ):
+        stage = RemoteStage(settings, two.addresses[1], Hello(bundle=digest, slots=1), channels=32)
         stage.ready()
-        with pytest.raises(NeighbourError, match="a step"):
+        stage.copy(0, copied, 5)
+        with pytest.raises(NeighbourError, match=r"a step|a copy"):
             stage.run(first, np.repeat(ones, rows, 0), np.full(rows, length), 1)
     found = two.load(0).generate(PROMPT, max_tokens=5, ignore_end=True)
     assert found.tokens == split_models.greedy(place / "whole", PROMPT, 5)
@@ -363,6 +408,6 @@ def test_a_device_with_more_memory_gets_more_layers(tmp_path: Path) -> None:
 
 def test_a_device_that_is_not_told_where_the_others_are_says_so(two: Parts) -> None:
     with pytest.raises(ConfigError, match=r"\[split.next\]"):
-        two.load(0, following={})
+        two.load(0, next={})
     with pytest.raises(ConfigError, match="Set listen in"):
         two.load(1, listen=None)

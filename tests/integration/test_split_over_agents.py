@@ -110,7 +110,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     (folder / "texts.txt").write_text("Once upon a time, there was a little girl. " * 60)
     data = {"calibration": folder / "texts.txt", "evaluation": folder / "texts.txt"}
     with ExitStack() as stack:
-        yield Site(folder, stack, SHARED, NAME, quantize="precision=int8,method=plain", **data)
+        # In float, for the same tokens however many of them are guessed, which depends on the time of a step.
+        yield Site(folder, stack, SHARED, NAME, quantize="precision=float32", **data)
 
 
 def test_two_hundred_tokens_over_two_agents_are_those_of_one(site: Site) -> None:

@@ -18,7 +18,6 @@ from kedge_agent.generation.pieces import TextPieces, TokenBytes
 from kedge_agent.generation.reading import Reading
 from kedge_agent.generation.sampling import Sampling
 from kedge_agent.generation.tickets import CANCELLED, STOP, Order, Ticket, Token
-from kedge_protocol import memory
 from kedge_protocol.bundle.config import BundleConfig
 from kedge_protocol.bundle.generation import Generation, Source
 from kedge_protocol.errors import BundleError, InputError, MissingDependencyError
@@ -186,7 +185,6 @@ class TextGenerator:
     ) -> None:
         if config.generation is None:
             raise InputError("the bundle writes no text", where=config.name)
-        _admit(config)
         self.spec: Generation = config.generation
         self._name = config.name
         self.tokenizer = _tokenizer(folder / self.spec.tokenizer)
@@ -370,17 +368,6 @@ def check_options(options: Mapping[str, Any]) -> None:
         known = ", ".join(sorted({*_OPTIONS, *(one.name for one in fields(Sampling))}))
         raise InputError(
             f"the option {unknown[0]!r} is not known to this model", where="generate", remedy=f"Known are {known}"
-        )
-
-
-def _admit(config: BundleConfig) -> None:
-    """Refuse a bundle that the system would end this process for, when its caches fill."""
-    needed, there = config.resources.memory_bytes, memory.of_device().total
-    if there and needed > there:
-        raise InputError(
-            f"the bundle needs {needed >> 20} MiB of memory, the device has {there >> 20} MiB",
-            where=config.name,
-            remedy="Compile it with a shorter --context, fewer --slots or --cache int8",
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import socket
 import threading
 import time
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from kedge_agent.room import DECLARED, SWITCH_SECONDS
 from kedge_agent.serving.settings import listening_socket
 from kedge_agent.split import link
-from kedge_agent.split.link import Hello, RemoteStage, Welcome
+from kedge_agent.split.link import Hello, RemoteStage, Reply, Step
 from kedge_agent.split.settings import SplitSettings
 from kedge_protocol.bundle.layout import Bundle
 from kedge_protocol.errors import ConfigError, InputError, KedgeError, MessageError
@@ -30,7 +31,6 @@ log = logging.getLogger("kedge.split")
 
 LINGER_SECONDS = 600.0
 """Seconds that a part which was replaced goes on for the connections it has: the device before it may switch later."""
-_LOOK_SECONDS = 0.25
 
 
 class PartHolder:
@@ -60,84 +60,79 @@ class PartHolder:
         self.words = f"{config.name} {config.version}, {spec.part.words}"
         self.detail = spec.part.words
         self.figures: Mapping[str, float] = {DECLARED: config.resources.memory_bytes}
-        self._part, self._context, self._settings = spec.part, spec.context, settings
-        self._next = None if spec.part.following is None else following(settings, config.name)
+        self._part, self._spec, self._settings = spec.part, spec, settings
+        self._next = None if spec.part.following is None else settings.after(config.name)
         self._make = registry.runtime(config.backend).load_stage(folder / config.entry, config.runtime_options)
-        self._left = spec.slots * spec.context
+        self._free = spec.slots
         self._changed = threading.Condition()
-        self._used: dict[socket.socket, float] = {}
-        """Connection → time of its last step (monotonic clock)."""
-        self._closed = False
-        self._makes_room = False
+        self._until, self._makes_room = math.inf, False
         listener_of(settings).add(self)
 
     def serve(self, connection: socket.socket, hello: Hello) -> None:
-        """Compute for one connection until it ends; errors are told to the other end."""
-        welcomed = False
-        try:
-            with self._opened(connection, hello) as stages:
-                link.send_document(connection, Welcome())
-                welcomed = True
-                connection.settimeout(None)
-                while True:
-                    self._step(connection, stages, hello, link.receive(connection, link.STEP.size))
-                    self._used[connection] = time.monotonic()
-        except KedgeError as error:
-            log.warning("%s: %s", self.words, error)
-            raw = str(error).encode()[:1000]
-            if not welcomed:
-                link.send_document(connection, Welcome(error=str(error)[:1000]))
-            else:
-                connection.sendall(link.REPLY.pack(link.FAILED, len(raw)) + raw)
+        """Compute for one connection until it ends.
 
-    def _step(self, connection: socket.socket, stages: Sequence[Stage], hello: Hello, head: bytes) -> None:
-        kind, first, rows, step, keep = link.STEP.unpack(head)
-        if kind == link.COPY:
-            if max(first, rows) >= hello.slots or step > hello.context:
+        Raises:
+            OSError: the other end closed or vanished.
+            KedgeError: what it asks for cannot be done.
+        """
+        with self._opened(hello.slots) as stages:
+            windows = {window for stage in stages for window in stage.windows}
+            link.send(connection, Reply(windows=tuple(windows)))
+            most = hello.slots * self._spec.context * self._part.channels * 4
+            while not self._over(connection):
+                step, raw = link.receive(connection, Step, most)
+                link.send(connection, Reply(), self._computed(stages, step, raw, slots=hello.slots))
+
+    def _over(self, connection: socket.socket) -> bool:
+        """Wait for the next step; return whether none is taken any more."""
+        while time.monotonic() < self._until:
+            if link.readable(connection, self._settings.seconds):
+                return False
+            if self._makes_room and self._until < math.inf:
+                break
+        return True
+
+    def _computed(self, stages: Sequence[Stage], step: Step, raw: bytes, *, slots: int) -> bytes:
+        context, shape = self._spec.context, (len(step.lengths), step.step, self._part.channels)
+        if not 0 < shape[0] <= slots - max(step.first, 0) or step.first < 0 or not 0 < step.keep <= step.step:
+            raise MessageError("a step of other slots than there are")
+        if min(step.lengths) < 0 or max(step.lengths) + step.step > context or len(raw) != 4 * math.prod(shape):
+            raise MessageError("a step beyond the context")
+        for one in step.copies:
+            if not (0 <= one.source < slots and 0 <= one.to < slots and 0 <= one.positions <= context):
                 raise MessageError("a copy of other slots than there are")
             for stage in stages:
-                stage.copy(first, rows, step)
-            return
-        if kind != link.RUN or not 0 < rows <= hello.slots - first or not 0 < keep <= step <= hello.context:
-            raise MessageError("a step of other slots than there are")
-        lengths = np.frombuffer(link.receive(connection, rows * 8), "<i8").astype(np.int64)
-        if lengths.min() < 0 or lengths.max() + step > hello.context:
-            raise MessageError("a step beyond the context")
-        raw = link.receive(connection, rows * step * self._part.channels * 4)
-        values = np.frombuffer(raw, "<f4").reshape(rows, step, self._part.channels)
+                stage.copy(one.source, one.to, one.positions)
+        values: Array = np.frombuffer(raw, "<f4").reshape(shape)
+        lengths = np.array(step.lengths, np.int64)
         for stage in stages:
-            values = stage.run(first, values, lengths, keep if stage is stages[-1] else step)
-        answer = np.ascontiguousarray(values, "<f4").tobytes()
-        connection.sendall(link.REPLY.pack(link.DONE, len(answer)) + answer)
+            values = stage.run(step.first, values, lengths, step.keep if stage is stages[-1] else step.step)
+        return np.ascontiguousarray(values, "<f4").tobytes()
 
     @contextlib.contextmanager
-    def _opened(self, connection: socket.socket, hello: Hello) -> Iterator[Sequence[Stage]]:
+    def _opened(self, slots: int) -> Iterator[Sequence[Stage]]:
         """Reserve caches for a connection."""
-        wanted = hello.slots * hello.context
-        if hello.slots < 1 or not 0 < hello.context <= self._context:
-            raise MessageError(f"{hello.slots} sequences of {hello.context} positions cannot be had")
+        if not 1 <= slots <= self._spec.slots:
+            raise MessageError(f"{self.words} has {self._spec.slots} sequences, {slots} are asked for")
         with self._changed:
             # A connection that was lost a moment ago still has its own.
-            self._changed.wait_for(lambda: self._left >= wanted or self._closed, self._settings.seconds / 2)
-            if self._closed or self._left < wanted:
-                raise InputError(f"{self.words} has no room for {hello.slots} sequences: others use it")
-            self._left -= wanted
-            self._used[connection] = time.monotonic()
-        stages: list[Stage] = []
-        try:
-            stages.append(self._make(hello.slots, hello.context))
+            if not self._changed.wait_for(lambda: self._free >= slots, self._settings.seconds / 2):
+                raise InputError(f"{self.words} has no room for {slots} sequences: others use it")
+            self._free -= slots
+        with contextlib.ExitStack() as opened:
+            opened.callback(self._give_back, slots)
+            stages = [opened.enter_context(contextlib.closing(self._make(slots, self._spec.context)))]
             if self._next is not None:
-                beyond = Hello(bundle=self._part.following or "", slots=hello.slots, context=hello.context)
-                stages.append(RemoteStage(self._settings, self._next, beyond, channels=self._part.channels))
-                stages[-1].ready()
+                beyond = Hello(bundle=self._part.following or "", slots=slots)
+                remote = RemoteStage(self._settings, self._next, beyond, channels=self._part.channels)
+                stages.append(opened.enter_context(contextlib.closing(remote)))
+                remote.ready()
             yield stages
-        finally:
-            for stage in stages:
-                stage.close()
-            with self._changed:
-                self._left += wanted
-                self._used.pop(connection, None)
-                self._changed.notify_all()
+
+    def _give_back(self, slots: int) -> None:
+        with self._changed:
+            self._free += slots
+            self._changed.notify_all()
 
     def make_room(self) -> None:
         """Do not linger once closed: memory has no room for this part and the one that follows it."""
@@ -147,22 +142,7 @@ class PartHolder:
         """Take no more connections, and end those there are after :data:`LINGER_SECONDS`. To make room, each ends as
         soon as it is quiet for as long as a device may say nothing."""
         listener_of(self._settings).remove(self)
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-            if self._used:
-                threading.Thread(target=self._linger, name="kedge-split-end", daemon=True).start()
-
-    def _linger(self) -> None:
-        until = time.monotonic() + (SWITCH_SECONDS if self._makes_room else LINGER_SECONDS)
-        with self._changed:
-            while self._used:
-                now = time.monotonic()
-                for connection, used in self._used.items():
-                    if now > until or (self._makes_room and now - used > self._settings.seconds):
-                        with contextlib.suppress(OSError):
-                            connection.shutdown(socket.SHUT_RDWR)
-                self._changed.wait(_LOOK_SECONDS if self._makes_room else max(until - now, _LOOK_SECONDS))
+        self._until = time.monotonic() + (SWITCH_SECONDS if self._makes_room else LINGER_SECONDS)
 
     def __call__(self, *given: object) -> Any:
         """Refuse: a part answers the device before it, nobody else."""
@@ -175,22 +155,6 @@ class PartHolder:
         return InputError("writes nothing by itself", where=self.words, remedy="Ask the device with the first part")
 
 
-def following(settings: SplitSettings, model: str) -> str:
-    """Return the address of the device with the layers after those of a model on this device.
-
-    Raises:
-        ConfigError: none is named.
-    """
-    address = settings.following.get(model)
-    if address is None:
-        raise ConfigError(
-            "goes on at another device, and none is named",
-            where=model,
-            remedy=f'Give its address in [split.next] of agent.toml: {model} = "HOST:PORT"',
-        )
-    return address
-
-
 class Listener:
     """Listens for devices with earlier layers, for all parts of this process.
 
@@ -200,7 +164,7 @@ class Listener:
 
     def __init__(self, settings: SplitSettings) -> None:
         self._settings = settings
-        self._context = settings.context(server=True)
+        self._context = settings.server_context()
         self._holders: dict[str, PartHolder] = {}
         self._socket = listening_socket(settings.listen or "")
         threading.Thread(target=self._accept, name="kedge-split", daemon=True).start()
@@ -220,21 +184,20 @@ class Listener:
             plain, address = self._socket.accept()
             threading.Thread(target=self._meet, args=(plain, address), name="kedge-split-link", daemon=True).start()
 
-    def _meet(self, plain: socket.socket, address: Any) -> None:
-        connection = plain
+    def _meet(self, connection: socket.socket, address: Any) -> None:
         try:
-            connection = link.prepared(plain, self._settings.seconds)
-            if self._context is not None:
-                connection = self._context.wrap_socket(connection, server_side=True)
-            hello = link.receive_document(connection, Hello)
+            connection = link.prepared(connection, self._context, self._settings.seconds, server=True)
+            hello, _ = link.receive(connection, Hello)
             holder = self._holders.get(hello.bundle)
             if holder is None:
                 there = "; ".join(f"{one.words} ({digest[:19]})" for digest, one in list(self._holders.items()))
-                error = f"it does not hold the bundle {hello.bundle[:19]}; it holds {there or 'none'}"
-                link.send_document(connection, Welcome(error=error))
-                return
+                raise InputError(f"it does not hold the bundle {hello.bundle[:19]}; it holds {there or 'none'}")
             holder.serve(connection, hello)
-        except (OSError, KedgeError) as error:
+        except KedgeError as error:
+            log.warning("the link from %s ended: %s", address[0], error)
+            with contextlib.suppress(OSError):
+                link.send(connection, Reply(error=str(error)[:1000]))
+        except OSError as error:
             log.info("the link from %s ended: %s", address[0], error)
         finally:
             connection.close()

@@ -2,21 +2,20 @@
 
 ::
 
-    → [4] size, JSON Hello                 ← [4] size, JSON Welcome
-    → step header, [rows] int64 lengths, hidden states float32 [rows, step, channels]
-                                           ← [1] status, [4] size, then hidden states float32 [rows, keep, channels],
-                                             or a text that says what went wrong, after which it closes
-    → header of a copy (first slot: source, rows: to, step: positions); nothing comes back
+    → Hello                                                 ← Reply
+    → Step, hidden states float32 [rows, step, channels]    ← Reply, hidden states float32 [rows, keep, channels]
 
-Numbers are little-endian. What a connection holds ends with it.
+Each is sent as a frame (:mod:`kedge_protocol.frames`): its sizes, a JSON document, and the numbers, little-endian. An
+end that cannot do what is asked says why, and closes. What a connection holds ends with it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
+import select
 import socket
 import ssl
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -24,20 +23,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kedge_agent import frame_sockets
 from kedge_agent.split.settings import SplitSettings
-from kedge_protocol import addresses, codec
-from kedge_protocol.errors import MessageError, NeighbourError
+from kedge_protocol import addresses, codec, frames
+from kedge_protocol.errors import KedgeError, NeighbourError
 from kedge_targets.decoder.stages import Stage
+from kedge_targets.decoder.windows import Window
 
 Array = npt.NDArray[Any]
 
-RUN, COPY = 1, 2
-STEP = struct.Struct("<BxxxIIII")
-"""Kind, first slot, rows, positions of the step, last positions that are wanted."""
-REPLY = struct.Struct("<BI")
-DONE, FAILED = 0, 1
-_SIZE = struct.Struct("<I")
-_DOCUMENT = 1 << 16
 _ALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 10_000}
 """A device without power is noticed within about ten seconds, however long a step may take."""
 
@@ -48,14 +42,45 @@ class Hello:
 
     bundle: str
     slots: int
-    context: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class Welcome:
-    """The answer; ``error`` says why not."""
+class Copy:
+    """The first positions of one slot, which another gets."""
+
+    source: int
+    to: int
+    positions: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What is asked of the layers; see :meth:`kedge_targets.decoder.stages.Stage.run`.
+
+    Attributes:
+        copies: what is copied before, in this order.
+        lengths: one for each row.
+        step: positions of each row.
+    """
+
+    copies: tuple[Copy, ...]
+    first: int
+    lengths: tuple[int, ...]
+    step: int
+    keep: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """The answer to a :class:`Hello` or a :class:`Step`.
+
+    Attributes:
+        error: why it is refused; None if it is not.
+        windows: those of all layers from here on, in the answer to a :class:`Hello`.
+    """
 
     error: str | None = None
+    windows: tuple[Window, ...] = ()
 
 
 class RemoteStage(Stage):
@@ -72,8 +97,9 @@ class RemoteStage(Stage):
         self._address = address
         self._wanted = wanted
         self._channels = channels
-        self._context = settings.context(server=False)
+        self._context = settings.client_context()
         self._connection: socket.socket | None = None
+        self._copies: list[Copy] = []
 
     def ready(self) -> bool:
         """See :meth:`kedge_targets.decoder.session.DecoderSession.ready`.
@@ -81,20 +107,14 @@ class RemoteStage(Stage):
         Raises:
             NeighbourError: the device does not answer, or holds another bundle.
         """
-        if self._connection is not None and _is_open(self._connection):
+        # Between two steps the other end has nothing to say, unless that it closed.
+        if self._connection is not None and not readable(self._connection, 0):
             return True
         self.close()
         with self._failures():
-            host, port = addresses.parse(self._address)
-            plain = socket.create_connection((host, port), self._settings.seconds)
-            self._connection = prepared(plain, self._settings.seconds)
-            if self._context is not None:
-                self._connection = self._context.wrap_socket(self._connection)
-            send_document(self._connection, self._wanted)
-            welcome = receive_document(self._connection, Welcome)
-        if welcome.error is not None:
-            self.close()
-            raise self._error(welcome.error)
+            self._connection = socket.create_connection(addresses.parse(self._address), self._settings.seconds)
+            self._connection = prepared(self._connection, self._context, self._settings.seconds)
+            self.windows = self._answer(self._wanted)[0].windows
         return False
 
     def run(self, first: int, values: Array, lengths: Array, keep: int) -> Array:
@@ -104,30 +124,16 @@ class RemoteStage(Stage):
             NeighbourError: the device was lost, or cannot run the step; its caches are lost too.
         """
         rows, step = values.shape[:2]
+        asked = Step(copies=tuple(self._copies), first=first, lengths=tuple(lengths.tolist()), step=step, keep=keep)
+        shape = (rows, keep, self._channels)
         with self._failures():
-            connection = self._there()
-            connection.sendall(
-                b"".join(
-                    (
-                        STEP.pack(RUN, first, rows, step, keep),
-                        np.ascontiguousarray(lengths, "<i8").tobytes(),
-                        np.ascontiguousarray(values, "<f4").tobytes(),
-                    )
-                )
-            )
-            status, size = REPLY.unpack(receive(connection, REPLY.size))
-            if size > max(_DOCUMENT, rows * keep * self._channels * 4):
-                raise ConnectionError(f"an answer of {size} bytes is too long")
-            raw = receive(connection, size)
-        if status != DONE or size != rows * keep * self._channels * 4:
-            self.close()
-            raise self._error(raw[:_DOCUMENT].decode(errors="replace") if status != DONE else "it gave another size")
-        return np.frombuffer(raw, "<f4").reshape(rows, keep, self._channels)
+            _, raw = self._answer(asked, np.ascontiguousarray(values, "<f4").tobytes(), size=4 * math.prod(shape))
+        self._copies.clear()
+        return np.frombuffer(raw, "<f4").reshape(shape)
 
     def copy(self, source: int, to: int, positions: int) -> None:
-        """See :meth:`kedge_targets.decoder.stages.Stage.copy`."""
-        with self._failures():
-            self._there().sendall(STEP.pack(COPY, source, to, positions, 0))
+        """See :meth:`kedge_targets.decoder.stages.Stage.copy`; it goes with the next step."""
+        self._copies.append(Copy(source=source, to=to, positions=positions))
 
     @property
     def cache_bytes(self) -> int:
@@ -136,14 +142,22 @@ class RemoteStage(Stage):
 
     def close(self) -> None:
         """See :meth:`kedge_targets.decoder.stages.Stage.close`."""
+        self._copies.clear()
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
-    def _there(self) -> socket.socket:
+    def _answer(self, asked: Hello | Step, body: bytes = b"", *, size: int = 0) -> tuple[Reply, bytes]:
+        """Return what the other device answers, with so many bytes of numbers."""
         if self._connection is None:
             raise ConnectionError("the connection was lost")
-        return self._connection
+        send(self._connection, asked, body)
+        reply, raw = receive(self._connection, Reply, size)
+        if reply.error is not None:
+            raise self._error(reply.error)
+        if len(raw) != size:
+            raise ConnectionError(f"it answers with {len(raw)} bytes in place of {size}")
+        return reply, raw
 
     def _error(self, what: str) -> NeighbourError:
         return NeighbourError(
@@ -154,72 +168,54 @@ class RemoteStage(Stage):
 
     @contextlib.contextmanager
     def _failures(self) -> Iterator[None]:
+        """Close the link when something fails, and say what."""
         try:
             yield
-        except (OSError, MessageError) as error:
+        except (OSError, KedgeError) as error:
             self.close()
-            if isinstance(error, TimeoutError):
-                raise self._error(f"no answer within {self._settings.seconds:g} s") from error
-            words = error.what if isinstance(error, MessageError) else error.strerror or str(error)
-            raise self._error(f"the link is lost: {words}") from error
+            if isinstance(error, NeighbourError):
+                raise
+            words = error.what if isinstance(error, KedgeError) else error.strerror or str(error)
+            late = f"no answer within {self._settings.seconds:g} s"
+            raise self._error(late if isinstance(error, TimeoutError) else f"the link is lost: {words}") from error
 
 
-def prepared(connection: socket.socket, seconds: float | None) -> socket.socket:
-    """Set a connection up: small messages leave at once, and an end that vanishes is noticed."""
-    connection.settimeout(seconds)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+def prepared(
+    plain: socket.socket, context: ssl.SSLContext | None, seconds: float, *, server: bool = False
+) -> socket.socket:
+    """Set a connection up, with TLS if there is a context: small messages leave at once, and an end that vanishes is
+    noticed.
+
+    Raises:
+        OSError: the other end speaks no TLS, or has no certificate of the authority.
+    """
+    plain.settimeout(seconds)
+    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in _ALIVE.items():
-        connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    return connection
+        plain.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return plain if context is None else context.wrap_socket(plain, server_side=server)
 
 
-def receive(connection: socket.socket, size: int) -> bytes:
-    """Receive so many bytes.
+def readable(connection: socket.socket, seconds: float) -> bool:
+    """Wait so long until the other end says something or closes; return whether it does."""
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
+
+
+def send(connection: socket.socket, document: Hello | Step | Reply, body: bytes = b"") -> None:
+    """Send a document, and numbers after it."""
+    head = codec.encode(document)
+    connection.sendall(frames.LENGTH.pack(len(head), len(body)) + head + body)
+
+
+def receive(connection: socket.socket, kind: type[Any], most: int = 0) -> tuple[Any, bytes]:
+    """Receive a document of this kind, and numbers of so many bytes at most after it.
 
     Raises:
         OSError: the other end closed or vanished.
+        KedgeError: it is too long, or not of this kind.
     """
-    found = bytearray(size)
-    view = memoryview(found)
-    while view:
-        count = connection.recv_into(view)
-        if not count:
-            raise ConnectionError("it closed the connection")
-        view = view[count:]
-    return bytes(found)
-
-
-def send_document(connection: socket.socket, document: Hello | Welcome) -> None:
-    """Send a small JSON document."""
-    raw = codec.encode(document)
-    connection.sendall(_SIZE.pack(len(raw)) + raw)
-
-
-def receive_document(connection: socket.socket, kind: type[Any]) -> Any:
-    """Receive a small JSON document.
-
-    Raises:
-        OSError: see :func:`receive`.
-        MessageError: it is too long, or not of this kind.
-    """
-    (size,) = _SIZE.unpack(receive(connection, _SIZE.size))
-    if size > _DOCUMENT:
-        raise MessageError(f"a document of {size} bytes is too long")
-    return codec.decode(receive(connection, size), kind, where="link")
-
-
-def _is_open(connection: socket.socket) -> bool:
-    """Return whether the other end has not closed; between two steps it has nothing to say."""
-    seconds = connection.gettimeout()
-    try:
-        connection.setblocking(False)
-        connection.recv(1)
-    except (BlockingIOError, ssl.SSLWantReadError):
-        return True
-    except OSError:
-        return False
-    finally:
-        with contextlib.suppress(OSError):
-            connection.settimeout(seconds)
-    return False
+    head, body = frame_sockets.read(connection, most)
+    return codec.decode(head, kind, where="link"), body

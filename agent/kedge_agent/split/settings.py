@@ -8,8 +8,10 @@ import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kedge_protocol import addresses, codec, files
-from kedge_protocol.errors import ConfigError, MessageError, StorageError
+from kedge_agent.files import storage_errors
+from kedge_agent.serving.settings import ServerSettings
+from kedge_protocol import addresses, broker, codec, files
+from kedge_protocol.errors import ConfigError
 
 log = logging.getLogger("kedge.split")
 
@@ -18,37 +20,41 @@ FILE = "split.json"
 
 @dataclass(frozen=True, kw_only=True)
 class SplitSettings:
-    """How this device reaches those with the other parts of its models.
+    """How this device reaches those with the other parts of its models: ``[split]`` in ``agent.toml``.
 
     Attributes:
         listen: ``host:port`` at which it computes its layers for others; None for nowhere.
-        following: model → ``host:port`` of the device with the layers after those of this device.
+        next: model → ``host:port`` of the device with the layers after those of this device.
         seconds: time after which a device that does not answer is given up.
-        ca, cert, key: PEM files; both ends present a certificate of this authority. None for a link without TLS.
+        ca, cert, key: PEM files, those of ``[broker]`` by default; both ends present a certificate of this authority.
+            None for a link without TLS.
+        insecure: whether a link to other machines may go without certificates.
     """
 
     listen: str | None = None
-    following: dict[str, str] = field(default_factory=dict)
+    next: dict[str, str] = field(default_factory=dict)
     seconds: float = 10.0
     ca: str | None = None
     cert: str | None = None
     key: str | None = None
+    insecure: bool = False
 
-    def checked(self, *, insecure: bool) -> SplitSettings:
+    def checked(self) -> SplitSettings:
         """Check the addresses and certificates.
 
         Raises:
-            ConfigError: one cannot be used, or a link beyond this machine has no certificates without ``insecure``.
+            ConfigError: one cannot be used, or a link beyond this machine has no certificates and is not ``insecure``.
         """
-        named = [(address, f"split.next {model}") for model, address in self.following.items()]
+        named = [(address, f"split.next {model}") for model, address in self.next.items()]
         if self.listen is not None:
             named.append((self.listen, "split.listen"))
         if not 0.5 <= self.seconds <= 600:
             raise ConfigError(f"split.seconds is {self.seconds}", remedy="Use 0.5 to 600")
         exposed = [one for one, where in named if not addresses.is_loopback(addresses.parse(one, where=where)[0])]
         if self.cert is not None:
-            self.context(server=True)
-        elif exposed and not insecure:
+            self.server_context()
+            self.client_context()
+        elif exposed and not self.insecure:
             raise ConfigError(
                 "is a link to other machines without certificates",
                 where=exposed[0],
@@ -58,29 +64,45 @@ class SplitSettings:
             log.warning("the link to %s IS OPEN TO EVERYBODY: no certificates, texts in the clear", ", ".join(exposed))
         return self
 
-    def context(self, *, server: bool) -> ssl.SSLContext | None:
-        """Return the TLS context of one end, or None without certificates. Certificates of devices name no host: that
-        the fleet's authority signed them is what counts, and the bundle's digest tells who is meant.
+    def server_context(self) -> ssl.SSLContext | None:
+        """Return the TLS context of the end that listens, or None without certificates.
+
+        Raises:
+            ConfigError: a file cannot be used.
+        """
+        from kedge_agent.serving.access import tls_context
+
+        context = tls_context(ServerSettings(tls_cert=self.cert, tls_key=self.key, tls_client_ca=self.ca))
+        if context is not None:
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+    def client_context(self) -> ssl.SSLContext | None:
+        """Return the TLS context of the end that connects, or None without certificates. Certificates of devices name
+        no host: that the fleet's authority signed them is what counts, and the bundle's digest tells who is meant.
 
         Raises:
             ConfigError: a file cannot be used.
         """
         if self.cert is None:
             return None
-        try:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_REQUIRED
-            context.minimum_version = ssl.TLSVersion.TLSv1_2
-            context.load_cert_chain(self.cert, self.key)
-            context.load_verify_locations(self.ca)
-        except (OSError, ValueError, TypeError) as error:  # ssl.SSLError is an OSError
-            raise ConfigError(
-                f"the certificates cannot be used: {error}",
-                where=self.cert,
-                remedy="Give PEM files that this user may read: ca, cert and key of [split] or [broker]",
-            ) from error
+        context = broker.client_context(self.ca, self.cert, self.key, where=self.cert)
+        context.check_hostname = False
         return context
+
+    def after(self, model: str) -> str:
+        """Return the address of the device with the layers after those of a model on this device.
+
+        Raises:
+            ConfigError: none is named.
+        """
+        if model not in self.next:
+            raise ConfigError(
+                "goes on at another device, and none is named",
+                where=model,
+                remedy=f'Give its address in [split.next] of agent.toml: {model} = "HOST:PORT"',
+            )
+        return self.next[model]
 
 
 def write(state: Path, settings: SplitSettings) -> None:
@@ -89,24 +111,21 @@ def write(state: Path, settings: SplitSettings) -> None:
     Raises:
         StorageError: the disk is full or not writable.
     """
-    if settings == SplitSettings() and not (state / FILE).exists():
-        return
-    try:
-        files.write(state / FILE, codec.encode(settings), mode=0o644)
-    except OSError as error:
-        raise StorageError(f"cannot be written: {error.strerror}", where=str(state / FILE)) from error
+    path = state / FILE
+    if settings != SplitSettings() or path.exists():
+        with storage_errors(path):
+            files.write(path, codec.encode(settings), mode=0o644)
 
 
 def read(state: Path) -> SplitSettings:
     """Return the settings in a state folder; without any, no other device is known.
 
     Raises:
-        ConfigError: the file is damaged.
+        MessageError: the file is damaged.
+        StorageError: it cannot be read.
     """
     path = state / FILE
-    try:
-        return codec.decode(path.read_bytes(), SplitSettings, where=str(path))
-    except FileNotFoundError:
+    if not path.exists():
         return SplitSettings()
-    except (OSError, MessageError) as error:
-        raise ConfigError(f"cannot be read: {error}", where=str(path)) from error
+    with storage_errors(path):
+        return codec.decode(path.read_bytes(), SplitSettings, where=str(path))

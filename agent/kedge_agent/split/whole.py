@@ -6,7 +6,6 @@ from pathlib import Path
 
 from kedge_agent.generation.engine import Engine
 from kedge_agent.generation.engines import Engines
-from kedge_agent.split.holder import following
 from kedge_agent.split.link import Hello, RemoteStage
 from kedge_agent.split.settings import SplitSettings
 from kedge_protocol import golden
@@ -58,14 +57,14 @@ def engines(folder: Path, config: BundleConfig, spec: Generation, part: Part, se
         ConfigError: no device with the other layers is named.
         BundleError, VerificationError, InputError: see :class:`kedge_agent.generation.generator.TextGenerator`.
     """
-    address = following(settings, config.name)
+    address = settings.after(config.name)
     make = registry.runtime(config.backend).load_stage(folder / config.entry, config.runtime_options)
     whole = golden.load(folder / (part.whole or ""))
     groups = min(part.count, spec.slots)
     found = []
     for group in range(groups):
         slots = len(range(group, spec.slots, groups))
-        wanted = Hello(bundle=part.following or "", slots=slots, context=spec.context)
+        wanted = Hello(bundle=part.following or "", slots=slots)
         beyond = RemoteStage(settings, address, wanted, channels=part.channels)
         stages = (make(slots, spec.context), beyond)
         found.append(Engine(SplitDecoder(stages, whole, slots=slots, context=spec.context)))

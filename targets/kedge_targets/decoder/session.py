@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge_protocol.errors import InputError
+from kedge_targets.decoder.windows import Window
 
 Array = npt.NDArray[Any]
 
@@ -21,14 +22,12 @@ class DecoderSession(abc.ABC):
         slots, context, vocabulary: numbers of slots, of positions per slot, and of tokens in the vocabulary.
         lengths: number of positions in use in each slot, int64 [slots].
         has_encoder: whether each slot needs a source.
-        evicts: whether caches drop positions that are out of sight, so that a slot cannot always be cut.
         detail: what really runs it, in words, where the runtime's name does not say it all.
 
     A decoder with an encoder writes about the source that each slot was given last (:meth:`attend`).
     """
 
     has_encoder = False
-    evicts = False
     detail = ""
 
     def __init__(self, *, slots: int, context: int, vocabulary: int) -> None:
@@ -36,6 +35,11 @@ class DecoderSession(abc.ABC):
         self.context = context
         self.vocabulary = vocabulary
         self.lengths = np.zeros(slots, np.int64)
+
+    @property
+    def windows(self) -> Collection[Window]:
+        """Return the caches that drop positions which are out of sight; none if all hold the whole context."""
+        return ()
 
     def attend(self, slot: int, source: Array) -> None:
         """Give a slot another source to write about, and empty it.
@@ -106,7 +110,7 @@ class DecoderSession(abc.ABC):
     def _spans(self, slots: Collection[int]) -> list[tuple[int, int]]:
         """Return the first slot and the end of each step that covers these slots."""
         first, last = min(slots), max(slots) + 1
-        if not self.evicts:
+        if not self.windows:
             return [(first, last)]
         # An idle slot that is computed along would drop positions that it still needs.
         starts = [slot for slot in sorted(slots) if slot - 1 not in slots]
@@ -125,7 +129,7 @@ class DecoderSession(abc.ABC):
 
     def can_keep(self, positions: int, kept: int) -> bool:
         """Return whether a slot of so many positions can be cut to the first ``kept``, or these be copied."""
-        return True
+        return kept == 0 or all(window.can_drop(positions, kept) for window in self.windows)
 
     def ready(self) -> bool:
         """Return whether the slots still hold what was put into them. If not, they are empty and can be filled again.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from kedge_protocol.errors import InputError
 from kedge_targets.decoder.session import DecoderSession
+from kedge_targets.decoder.windows import Window
 
 Array = npt.NDArray[Any]
 
@@ -20,9 +21,12 @@ class Stage(abc.ABC):
 
     Attributes:
         vocabulary: number of tokens, of the stage with the head.
+        windows: see :attr:`kedge_targets.decoder.session.DecoderSession.windows`; of a stage on another device they are
+            known once it is :meth:`ready`.
     """
 
     vocabulary = 0
+    windows: Collection[Window] = ()
 
     @abc.abstractmethod
     def run(self, first: int, values: Array, lengths: Array, keep: int) -> Array:
@@ -73,6 +77,11 @@ class StagedDecoder(DecoderSession):
     def __init__(self, stages: Sequence[Stage], *, slots: int, context: int) -> None:
         super().__init__(slots=slots, context=context, vocabulary=stages[0].vocabulary)
         self._stages = tuple(stages)
+
+    @property
+    def windows(self) -> Collection[Window]:
+        """See :attr:`kedge_targets.decoder.session.DecoderSession.windows`."""
+        return {window for stage in self._stages for window in stage.windows}
 
     def ready(self) -> bool:
         """See :meth:`kedge_targets.decoder.session.DecoderSession.ready`."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kedge.compiler.decoders.worker_messages import DecoderRequest, PartAnswer
-from kedge.compiler.decoders.worker_parts import save_vectors
+from kedge.compiler.decoders.worker_parts import memory_of, save_vectors, stage_of
 from kedge_targets import registry
 from kedge_targets.decoder import golden as vectors
 from kedge_targets.decoder.contract import LoweredDecoder
@@ -22,6 +23,7 @@ def joined(parts: Sequence[LoweredDecoder]) -> LoweredDecoder:
         runtimes=parts[0].runtimes,
         tools=parts[0].tools,
         position_bytes=sum(part.position_bytes for part in parts),
+        window_bytes=sum(part.window_bytes for part in parts),
         parts=tuple(parts),
     )
 
@@ -57,15 +59,17 @@ def answers(
     for at, (part, ends) in enumerate(zip(lowered.parts, itertools.pairwise((0, *cuts, layers)), strict=True)):
         path = Path(request.workdir) / f"golden-{at}.npz"
         save_vectors(path, given[at], runs[at])
-        size = sum(file.stat().st_size for file in part.files.values())
         found.append(
             PartAnswer(
                 files={title: str(file) for title, file in part.files.items()},
                 entry=part.entry,
+                runtimes=part.runtimes,
                 golden=str(path),
                 layers=ends,
+                bytes=sum(file.stat().st_size for file in part.files.values()),
                 position_bytes=part.position_bytes,
-                memory_bytes=2 * size + request.slots * context * part.position_bytes,
+                window_bytes=part.window_bytes,
+                memory_bytes=memory_of(part, context, request.slots),
             )
         )
     return tuple(found)
@@ -74,9 +78,5 @@ def answers(
 def _run(
     request: DecoderRequest, part: LoweredDecoder, kernel_set: str, given: Mapping[str, Array]
 ) -> dict[str, Array]:
-    load = registry.runtime(request.backend).load_stage
-    stage = load(part.files[part.entry], request.options, kernel_set=kernel_set)(1, given["values"].shape[1])
-    try:
+    with contextlib.closing(stage_of(request, part, context=given["values"].shape[1], kernel_set=kernel_set)) as stage:
         return vectors.stage_answers(stage, given)
-    finally:
-        stage.close()

@@ -8,30 +8,17 @@ from pathlib import Path
 
 from kedge.compiler.decoders import report
 from kedge.compiler.decoders.splitting import part_folder, part_name
-from kedge.compiler.decoders.worker_messages import DecoderAnswer, PartAnswer
+from kedge.compiler.decoders.worker_messages import DecoderAnswer
 from kedge.compiler.release import Release
 from kedge.search.options import CompileOptions
 from kedge_protocol import digest
 from kedge_protocol.bundle.config import BundleConfig, Resources
 from kedge_protocol.bundle.generation import Part
 from kedge_protocol.bundle.write import new_layout
-from kedge_protocol.errors import TargetError
 from kedge_targets.target import Target
 
 WHOLE = "whole.npz"
 """The golden vectors of all parts together, in the first part's bundle."""
-
-
-def check_memory(holders: Sequence[Target], answer: DecoderAnswer) -> None:
-    """Raise :class:`TargetError` if a part needs more than its device has."""
-    for at, (holder, part) in enumerate(zip(holders, answer.parts, strict=True)):
-        if part.memory_bytes > holder.system.memory_bytes:
-            raise TargetError(
-                f"part {at + 1} needs {part.memory_bytes >> 20} MiB of memory, the target has "
-                f"{holder.system.memory_bytes >> 20} MiB",
-                where=holder.name,
-                remedy="Ask for less with --context, --slots or --cache int8, or for more parts with --split",
-            )
 
 
 def write(options: CompileOptions, holders: Sequence[Target], base: BundleConfig, answer: DecoderAnswer) -> Release:
@@ -54,7 +41,10 @@ def write(options: CompileOptions, holders: Sequence[Target], base: BundleConfig
         with new_layout(part_folder(options.out, index), replace=options.force) as writer:
             following = writer.add_bundle(config, files, Path(part.golden)).digest
             writer.add_release(config.name, config.version)
-            entries.insert(0, _entry(base, holder, answer, part, following))
+            whole = report.entry(answer, holder.name, following)
+            own = replace(whole, bytes=part.bytes, memory_bytes=part.memory_bytes, layers=part.layers)
+            own = replace(own, position_bytes=part.position_bytes, window_bytes=part.window_bytes)
+            entries.insert(0, own)
             if index == 0:
                 report.write(
                     report.DecoderReport(
@@ -93,6 +83,7 @@ def _configuration(
         name=part_name(base.name, index),
         target=holder.name,
         entry=part.entry,
+        runtimes=part.runtimes,
         runtime_options=dict(next(one for one in holder.backends if one.name == base.backend).options),
         resources=Resources(
             storage_bytes=sum(path.stat().st_size for path in files.values()), memory_bytes=part.memory_bytes
@@ -101,28 +92,9 @@ def _configuration(
         generation=replace(
             written,
             position_bytes=part.position_bytes,
+            window_bytes=part.window_bytes,
             part=held,
             tokenizer=written.tokenizer if first else "",
             template=written.template if first else None,
         ),
-    )
-
-
-def _entry(
-    base: BundleConfig, holder: Target, answer: DecoderAnswer, part: PartAnswer, bundle: str
-) -> report.DecoderEntry:
-    return report.DecoderEntry(
-        target=holder.name,
-        backend=base.backend,
-        digest=bundle,
-        chosen=answer.chosen,
-        attempts=answer.attempts,
-        bytes=sum(Path(path).stat().st_size for path in part.files.values()),
-        memory_bytes=part.memory_bytes,
-        context=answer.generation.context,
-        slots=answer.generation.slots,
-        position_bytes=part.position_bytes,
-        steps=answer.steps,
-        layers=part.layers,
-        choices=answer.choices,
     )

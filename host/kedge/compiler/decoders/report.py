@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from kedge.compiler.decoders.worker_messages import Attempt, BackendPace, DecoderStepEntry
+from kedge.compiler.decoders.worker_messages import Attempt, BackendPace, DecoderAnswer, DecoderStepEntry
 from kedge.evaluation.decoders.choices import ChoiceFigures
 from kedge_protocol import codec
 from kedge_protocol.errors import BundleError, MessageError
@@ -22,7 +22,7 @@ class DecoderEntry:
         chosen: index of the attempt that was packed.
         bytes: size of the files that the runtime opens.
         memory_bytes: memory of files and caches.
-        position_bytes: cache bytes per position of each slot.
+        position_bytes, window_bytes: see :class:`kedge_protocol.bundle.generation.Generation`.
         steps: what was done to the float decoder before it was quantized.
         layers: the first layer of a part, and the one after its last; None for a whole decoder.
         paces: of the backends that were compared, the target's first one first; empty where there was one.
@@ -40,6 +40,7 @@ class DecoderEntry:
     context: int
     slots: int
     position_bytes: int
+    window_bytes: int = 0
     steps: tuple[DecoderStepEntry, ...] = ()
     layers: tuple[int, int] | None = None
     paces: tuple[BackendPace, ...] = ()
@@ -62,6 +63,27 @@ class DecoderReport:
     targets: tuple[DecoderEntry, ...]
     warnings: tuple[str, ...] = ()
     failures: dict[str, str] | None = None
+
+
+def entry(answer: DecoderAnswer, target: str, digest: str) -> DecoderEntry:
+    """Return the report of a target whose bundle has this digest."""
+    return DecoderEntry(
+        target=target,
+        backend=answer.backend,
+        digest=digest,
+        chosen=answer.chosen,
+        attempts=answer.attempts,
+        bytes=answer.attempts[answer.chosen].bytes,
+        memory_bytes=answer.memory_bytes,
+        context=answer.generation.context,
+        slots=answer.generation.slots,
+        position_bytes=answer.generation.position_bytes,
+        window_bytes=answer.generation.window_bytes,
+        steps=answer.steps,
+        paces=answer.paces,
+        written_per_second=answer.written_per_second,
+        choices=answer.choices,
+    )
 
 
 def write(report: DecoderReport, folder: Path) -> None:

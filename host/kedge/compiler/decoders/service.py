@@ -173,14 +173,19 @@ def _check_answer(answer: DecoderAnswer, target: Target, holders: tuple[Target, 
             where=target.name,
             remedy=_remedy(nearest),
         )
+    remedy = "Ask for less with --context, --slots or --cache int8"
+    needs = [("needs", answer.memory_bytes, target)]
     if answer.parts:
-        part_releases.check_memory(holders, answer)
-    elif answer.memory_bytes > target.system.memory_bytes:
-        raise TargetError(
-            f"needs {answer.memory_bytes >> 20} MiB of memory, the target has {target.system.memory_bytes >> 20} MiB",
-            where=target.name,
-            remedy="Ask for less with --context, --slots or --cache int8",
-        )
+        each = zip(answer.parts, holders, strict=True)
+        remedy += ", or for more parts with --split"
+        needs = [(f"part {at} needs", part.memory_bytes, one) for at, (part, one) in enumerate(each, 1)]
+    for what, needed, one in needs:
+        if needed > (there := one.system.memory_bytes):
+            raise TargetError(
+                f"{what} {needed >> 20} MiB of memory, the target has {there >> 20} MiB",
+                where=one.name,
+                remedy=remedy,
+            )
 
 
 def _remedy(nearest: Attempt) -> str:
@@ -199,24 +204,7 @@ def _write(options: CompileOptions, compiled: list[_Compiled], failures: dict[st
             answer = one.answer
             files = {title: Path(path) for title, path in answer.files.items()}
             descriptor = writer.add_bundle(_configuration(one, options, files), files, Path(answer.golden))
-            entries.append(
-                report.DecoderEntry(
-                    target=one.target.name,
-                    backend=one.backend,
-                    digest=descriptor.digest,
-                    chosen=answer.chosen,
-                    attempts=answer.attempts,
-                    bytes=answer.attempts[answer.chosen].bytes,
-                    memory_bytes=answer.memory_bytes,
-                    context=answer.generation.context,
-                    slots=answer.generation.slots,
-                    position_bytes=answer.generation.position_bytes,
-                    steps=answer.steps,
-                    paces=answer.paces,
-                    written_per_second=answer.written_per_second,
-                    choices=answer.choices,
-                )
-            )
+            entries.append(report.entry(answer, one.target.name, descriptor.digest))
         seed = compiled[0].plan.seed if options.seed is None else options.seed
         sections = {one.target.name: one.section for one in compiled}
         text = recipes.written(sections, name=options.name, version=options.version, seed=seed)

@@ -60,12 +60,14 @@ def check_places(name: str, out: Path, count: int, *, replace: bool) -> None:
         check_place(part_folder(out, index), replace=replace)
 
 
-def cuts(spec: DecoderSpec, scheme: Scheme, memory: Sequence[int], *, cache_bytes: int, where: str) -> tuple[int, ...]:
+def cuts(
+    spec: DecoderSpec, scheme: Scheme, memory: Sequence[int], *, caches: Sequence[int], where: str
+) -> tuple[int, ...]:
     """Return the first layer of each part after the first, so that the fullest device is as empty as can be.
 
     Args:
         memory: of each device, bytes.
-        cache_bytes: of one layer, for all positions of all slots.
+        caches: bytes of each layer's, of all slots.
 
     Raises:
         ConfigError: there are more parts than layers.
@@ -74,7 +76,7 @@ def cuts(spec: DecoderSpec, scheme: Scheme, memory: Sequence[int], *, cache_byte
     layers, parts = len(spec.layers), len(memory)
     if parts > layers:
         raise ConfigError(f"{parts} parts for {layers} layers", where=WHERE, remedy=f"Give at most {layers}")
-    sizes = [_layer_bytes(spec, scheme, at) + cache_bytes for at in range(layers)]
+    sizes = [_layer_bytes(spec, scheme, at) + caches[at] for at in range(layers)]
     ends = spec.vocabulary * spec.hidden * (1 if spec.tied else 2)
     before = int(ends * _bytes_a_weight(scheme.embedding_bits, scheme.embedding, scheme.group))
     # best[end] = the fullest device's share of its memory with the layers up to `end`, and the cuts.

@@ -142,14 +142,20 @@ class PartAnswer:
     """One part of a decoder that is split; see :class:`DecoderAnswer`.
 
     Attributes:
+        bytes: of its files.
         layers: its first layer, and the one after its last.
+        position_bytes, window_bytes: see :class:`kedge_protocol.bundle.generation.Generation`.
+        memory_bytes: of files and caches.
     """
 
     files: dict[str, str]
     entry: str
+    runtimes: tuple[RuntimeRequirement, ...]
     golden: str
     layers: tuple[int, int]
+    bytes: int
     position_bytes: int
+    window_bytes: int
     memory_bytes: int
 
 

@@ -36,7 +36,7 @@ from kedge_targets.decoder import golden as vectors
 from kedge_targets.decoder.contract import DecoderCompiler, LoweredDecoder
 from kedge_targets.decoder.session import DecoderSession
 from kedge_targets.decoder.spec import Array
-from kedge_targets.decoder.stages import StagedDecoder
+from kedge_targets.decoder.stages import Stage, StagedDecoder
 
 Tried: TypeAlias = tuple[LoweredDecoder, Attempt]
 """The files of a scheme, and its figures."""
@@ -138,11 +138,14 @@ def opened(
     if not lowered.parts:
         entry = lowered.files[lowered.entry]
         return runtime.load_decoder(entry, request.options, slots=1, context=context, kernel_set=kernel_set)
-    stages = [
-        runtime.load_stage(part.files[part.entry], request.options, kernel_set=kernel_set)(1, context)
-        for part in lowered.parts
-    ]
+    stages = [stage_of(request, part, context=context, kernel_set=kernel_set) for part in lowered.parts]
     return StagedDecoder(stages, slots=1, context=context)
+
+
+def stage_of(request: DecoderRequest, part: LoweredDecoder, *, context: int, kernel_set: str | None) -> Stage:
+    """Open a part of a decoder, with one slot."""
+    load = registry.runtime(request.backend).load_stage
+    return load(part.files[part.entry], request.options, kernel_set=kernel_set)(1, context)
 
 
 def save_vectors(

@@ -193,27 +193,24 @@ class _Compilation:
         """Check, before the long work, that the layers are there, and that the smallest scheme and the caches fit."""
         checks.layers(self._request, len(self._spec.layers))
         scheme = min(self._request.schemes, key=lambda one: one.fewest_bits)
-        spec = self._spec
         if self._cuts(scheme):
             return
         weights = self._decoder.parameters * scheme.fewest_bits // 8
-        cache = sum(
-            self._layer_cache(scheme, self._compiler.cache_positions(kind, self._context)) for kind in spec.layers
-        )
         checks.memory(
             self._request,
             scheme,
             context=self._context,
             weights=weights,
-            cache=cache,
+            cache=sum(self._caches(scheme)),
             source=self._decoder.size_bytes,
         )
 
-    def _layer_cache(self, scheme: Scheme, positions: int) -> int:
-        """Return the bytes of one layer's cache for so many positions of all slots."""
+    def _caches(self, scheme: Scheme) -> list[int]:
+        """Return the bytes of each layer's caches, of all slots."""
         itemsize = 1 if scheme.cache == "int8" else self._compiler.cache_itemsize
         channels = self._spec.kv_heads * self._compiler.layout(self._spec).size
-        return 2 * itemsize * channels * positions * self._request.slots
+        positions = [self._compiler.cache_positions(kind, self._context) for kind in self._spec.layers]
+        return [2 * itemsize * channels * count * self._request.slots for count in positions]
 
     def _cuts(self, scheme: Scheme) -> tuple[int, ...]:
         """Return where the layers are cut; nowhere for a model that stays whole."""
@@ -223,7 +220,7 @@ class _Compilation:
             self._spec,
             scheme,
             self._request.split,
-            cache_bytes=self._layer_cache(scheme, self._context),
+            caches=self._caches(scheme),
             where=self._request.source,
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 
 from kedge_protocol.bundle.config import RuntimeRequirement
 from kedge_protocol.errors import LoweringError
-from kedge_targets.backends.onnxruntime.decoder.windows import Window, window_of
+from kedge_targets.backends.onnxruntime.decoder.windows import window_of
 from kedge_targets.decoder import contract
 from kedge_targets.decoder.contract import EncoderParts, Ends, LoweredDecoder
 from kedge_targets.decoder.exported import ExportedSpec
@@ -21,6 +22,7 @@ from kedge_targets.decoder.layout import HeadLayout
 from kedge_targets.decoder.matrix import Codes
 from kedge_targets.decoder.plan import PROBES, Piece, Pieces
 from kedge_targets.decoder.spec import Array, DecoderSpec, LayerKind
+from kedge_targets.decoder.windows import Window
 from kedge_targets.graph import library
 
 ENTRY = "decoder.onnx"
@@ -32,6 +34,21 @@ _MINIMUM = "1.23"
 """The first version with CPU kernels for 8 bits in MatMulNBits and GatherBlockQuantized."""
 _MINIMUM_NEWER_CACHES = "1.31"
 """The version on which caches in int8, and caches of windows, were proved."""
+
+
+@dataclass(frozen=True)
+class _Cache:
+    """A layer's keys and values.
+
+    Attributes:
+        position_bytes: of one position of one slot.
+        window: what it holds; None for the whole context.
+        newer: whether it is one in int8, which older versions do not take.
+    """
+
+    position_bytes: int
+    window: Window | None
+    newer: bool
 
 
 class Compiler(contract.DecoderCompiler):
@@ -55,8 +72,11 @@ class Compiler(contract.DecoderCompiler):
 
     def cache_positions(self, kind: LayerKind, context: int) -> int:
         """See :meth:`kedge_targets.decoder.contract.DecoderCompiler.cache_positions`."""
-        window = window_of(kind, context) if self.windows else None
+        window = self._window(kind, context)
         return context if window is None else window.room
+
+    def _window(self, kind: LayerKind, context: int) -> Window | None:
+        return window_of(kind, context) if self.windows else None
 
     def runtimes(self, minimum: str) -> tuple[RuntimeRequirement, ...]:
         """Return the distributions of which one must be installed, from this version on."""
@@ -67,18 +87,17 @@ class Compiler(contract.DecoderCompiler):
         from kedge_targets.backends.onnxruntime.decoder.graph import DecoderGraph
         from kedge_targets.backends.onnxruntime.decoder.writer import GraphWriter
 
-        itemsizes = []
+        caches = []
         with GraphWriter(workdir / DATA, half=self.half) as writer:
             graph = DecoderGraph(writer, spec, self.layout(spec), context=context, windows=self.windows)
             graph.begin(ends.embedding, ends.positions, ends.relative)
             for index in range(len(spec.layers)):
                 piece = pieces(index)
                 graph.layer(index, piece)
-                itemsizes.append(self.cache_itemsize if piece.cache is None else 1)
+                caches.append(self._cache(spec, index, piece, context))
             graph.end(ends.norm, ends.head, ends.head_bias)
             (workdir / ENTRY).write_bytes(writer.model().SerializeToString(deterministic=True))
-        windows = [window_of(kind, context) if self.windows else None for kind in spec.layers]
-        return self._lowered(spec, workdir, (ENTRY, DATA), itemsizes, windows)
+        return self._lowered(workdir, (ENTRY, DATA), caches)
 
     def lower_parts(
         self, spec: DecoderSpec, ends: Ends, pieces: Pieces, cuts: Sequence[int], *, context: int, workdir: Path
@@ -90,11 +109,11 @@ class Compiler(contract.DecoderCompiler):
 
         layout, found = self.layout(spec), []
         for first, last in itertools.pairwise((0, *cuts, len(spec.layers))):
-            folder, itemsizes = workdir / f"layers-{first}", []
+            folder, caches = workdir / f"layers-{first}", []
             folder.mkdir()
             with Constants(folder / DATA, shared=True) as data:
                 graphs = {ENTRY: GraphWriter(data)}
-                graph = DecoderGraph(graphs[ENTRY], spec, layout, context=context)
+                graph = DecoderGraph(graphs[ENTRY], spec, layout, context=context, windows=self.windows)
                 if first:
                     graph.go_on()
                 else:
@@ -102,7 +121,7 @@ class Compiler(contract.DecoderCompiler):
                 for index in range(first, last):
                     piece = pieces(index)
                     graph.layer(index, piece)
-                    itemsizes.append(4 if piece.cache is None else 1)
+                    caches.append(self._cache(spec, index, piece, context))
                 graph.stop()
                 if not first:
                     graphs[HEAD] = GraphWriter(data)
@@ -110,35 +129,24 @@ class Compiler(contract.DecoderCompiler):
                     closing.head(ends.embedding, ends.norm, ends.head, ends.head_bias)
                 for title, one in graphs.items():
                     (folder / title).write_bytes(one.model().SerializeToString(deterministic=True))
-            found.append(self._lowered(spec, folder, (*graphs, DATA), itemsizes, [None] * len(itemsizes)))
+            found.append(self._lowered(folder, (*graphs, DATA), caches))
         return tuple(found)
 
-    def _lowered(
-        self,
-        spec: DecoderSpec,
-        folder: Path,
-        titles: Sequence[str],
-        itemsizes: Sequence[int],
-        windows: Sequence[Window | None],
-    ) -> LoweredDecoder:
-        """Return the files of layers.
+    def _cache(self, spec: DecoderSpec, index: int, piece: Piece, context: int) -> _Cache:
+        numbers = 2 * spec.kv_heads * self.layout(spec).size
+        itemsize = self.cache_itemsize if piece.cache is None else 1
+        return _Cache(numbers * itemsize, self._window(spec.layers[index], context), newer=piece.cache is not None)
 
-        Args:
-            itemsizes: bytes of a stored number of each layer's cache.
-            windows: their caches; None for one that holds the whole context.
-        """
-        minimum = _MINIMUM_NEWER_CACHES if 1 in itemsizes or any(windows) else _MINIMUM
-        each = [
-            (2 * spec.kv_heads * self.layout(spec).size * size, one)
-            for size, one in zip(itemsizes, windows, strict=True)
-        ]
+    def _lowered(self, folder: Path, titles: Sequence[str], caches: Sequence[_Cache]) -> LoweredDecoder:
+        """Return the files of layers with these caches."""
+        newer = any(one.newer or one.window is not None for one in caches)
         return LoweredDecoder(
             files={title: folder / title for title in titles},
             entry=ENTRY,
-            runtimes=self.runtimes(minimum),
+            runtimes=self.runtimes(_MINIMUM_NEWER_CACHES if newer else _MINIMUM),
             tools={"onnx": metadata.version("onnx")},
-            position_bytes=sum(size for size, window in each if window is None),
-            window_bytes=sum(size * window.room for size, window in each if window is not None),
+            position_bytes=sum(one.position_bytes for one in caches if one.window is None),
+            window_bytes=sum(one.position_bytes * one.window.room for one in caches if one.window is not None),
         )
 
     def lower_with_encoder(

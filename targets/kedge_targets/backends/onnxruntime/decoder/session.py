@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,8 @@ import numpy.typing as npt
 
 from kedge_protocol.errors import InputError, VerificationError
 from kedge_targets.backends.onnxruntime.decoder.slot_caches import SlotCaches, zeros
-from kedge_targets.backends.onnxruntime.decoder.step_inputs import StepInputs
-from kedge_targets.backends.onnxruntime.decoder.windows import SLACK, Window
 from kedge_targets.decoder.session import DecoderSession
+from kedge_targets.decoder.windows import Window
 from kedge_targets.graph import library
 
 Array = npt.NDArray[Any]
@@ -44,8 +44,6 @@ class OnnxDecoderSession(DecoderSession):
         vocabulary = session.get_outputs()[outputs.index("logits")].shape[-1]
         super().__init__(slots=slots, context=context, vocabulary=int(vocabulary))
         self._session = session
-        self._positions = "position_ids" in inputs
-        self._inputs: dict[tuple[int, int], StepInputs] = {}
         self._encoder = encoder
         self.has_encoder = encoder is not None
         self._sources = {
@@ -58,11 +56,11 @@ class OnnxDecoderSession(DecoderSession):
             # A row that attends to nothing would not be a number.
             self._mask[:, 0] = 1
         self._caches = caches(session, slots=slots, context=context, fixed=self._sources)
-        rooms = {
-            one.shape[2] for name, one in inputs.items() if name.startswith("past.") and isinstance(one.shape[2], int)
-        }
-        self._windows = [Window(room - SLACK, room) for room in rooms]
-        self.evicts = bool(rooms)
+
+    @property
+    def windows(self) -> Collection[Window]:
+        """See :attr:`kedge_targets.decoder.session.DecoderSession.windows`."""
+        return self._caches.windows
 
     @property
     def cache_bytes(self) -> int:
@@ -85,10 +83,6 @@ class OnnxDecoderSession(DecoderSession):
                 f"the text to read has {source.size} tokens, the encoder takes 1 to {room}",
                 remedy="Give a shorter text, or cut it at its sentences",
             )
-
-    def can_keep(self, positions: int, kept: int) -> bool:
-        """See :meth:`kedge_targets.decoder.session.DecoderSession.can_keep`."""
-        return kept == 0 or all(window.can_drop(positions, kept) for window in self._windows)
 
     def _encode(self, slot: int, source: Array) -> None:
         name = self._encoder.get_inputs()[0].name
@@ -113,10 +107,7 @@ class OnnxDecoderSession(DecoderSession):
 
     def _run(self, first: int, tokens: Array, lengths: Array, keep: int) -> Array:
         rows = len(tokens)
-        if (first, rows) not in self._inputs:
-            binding = self._caches.bound(first, rows)
-            self._inputs[first, rows] = StepInputs(binding, positions=self._positions)
-        inputs = self._inputs[first, rows]
+        inputs = self._caches.inputs(first, rows)
         inputs.write(tokens, lengths, keep)
         if self._mask is not None:
             inputs.binding.bind_cpu_input("source_mask", self._mask[first : first + rows])
@@ -131,7 +122,6 @@ class OnnxDecoderSession(DecoderSession):
 
     def close(self) -> None:
         """See :meth:`kedge_targets.decoder.session.DecoderSession.close`."""
-        self._inputs.clear()
         self._caches.close()
         self._sources.clear()
         self._session = self._encoder = None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from kedge_protocol.errors import InputError
+from kedge_targets.backends.onnxruntime.decoder.step_inputs import StepInputs
+from kedge_targets.backends.onnxruntime.decoder.windows import window_in
+from kedge_targets.decoder.windows import Window
 
 Array = npt.NDArray[Any]
 
@@ -22,19 +25,28 @@ class SlotCaches:
         session: an ONNX Runtime session of a graph as described in ``decoder/graph.py``.
         fixed: further inputs by name, float32 [slots, …], that the session only reads.
 
+    Attributes:
+        windows: see :attr:`kedge_targets.decoder.session.DecoderSession.windows`.
+
     Raises:
         InputError: the caches do not fit into memory.
     """
 
     def __init__(self, session: Any, *, slots: int, context: int, fixed: Mapping[str, Array]) -> None:
         self._session = session
-        self._caches = {
-            one.name: self._made((slots, one.shape[1], _room(one, context), one.shape[3]), TYPES[one.type])
-            for one in session.get_inputs()
-            if one.name.startswith("past.")
-        }
+        self._caches: dict[str, Any] = {}
+        windows = set()
+        for one in session.get_inputs():
+            if one.name.startswith("past."):
+                _, heads, room, size = one.shape
+                if isinstance(room, int):
+                    windows.add(window_in(room))
+                else:
+                    room = context
+                self._caches[one.name] = self._made((slots, heads, room, size), TYPES[one.type])
+        self.windows: Collection[Window] = windows
         self._fixed = fixed
-        self._bindings: dict[tuple[int, int], Any] = {}
+        self._inputs: dict[tuple[int, int], StepInputs] = {}
 
     def _made(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """Return a cache; what it is, :meth:`_place` and :meth:`copy` know."""
@@ -55,9 +67,9 @@ class SlotCaches:
         for cache in self._caches.values():
             cache[to, :, :positions] = cache[source, :, :positions]
 
-    def bound(self, first: int, rows: int) -> Any:
-        """Return a binding of the slots from ``first`` on; its caches stay bound."""
-        if (first, rows) not in self._bindings:
+    def inputs(self, first: int, rows: int) -> StepInputs:
+        """Return the inputs of a step of the slots from ``first`` on; these caches stay bound in their binding."""
+        if (first, rows) not in self._inputs:
             binding = self._session.io_binding()
             for name, cache in self._caches.items():
                 place = self._place(cache, first, rows)
@@ -66,24 +78,14 @@ class SlotCaches:
             for name, fixed in self._fixed.items():
                 part = fixed[first : first + rows]
                 binding.bind_input(name, "cpu", 0, np.float32, part.shape, part.ctypes.data)
-            self._bindings[first, rows] = binding
-        return self._bindings[first, rows]
+            self._inputs[first, rows] = StepInputs(binding, {one.name for one in self._session.get_inputs()})
+        return self._inputs[first, rows]
 
     def close(self) -> None:
         """Release the caches."""
-        self._bindings.clear()
+        self._inputs.clear()
         self._caches.clear()
         self._session = None
-
-
-def _room(cache: Any, context: int) -> int:
-    return cache.shape[2] if isinstance(cache.shape[2], int) else context
-
-
-def after(lengths: Array, step: int) -> dict[str, Array]:
-    """Return the inputs that say how many positions the rows have after a step."""
-    then = lengths + step
-    return {"seqlens_k": (then - 1).astype(np.int32), "total": np.array([then.max()], np.int32)}
 
 
 def zeros(shape: tuple[int, ...], dtype: Any) -> Array:

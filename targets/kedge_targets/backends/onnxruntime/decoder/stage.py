@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge_protocol.errors import InputError, VerificationError
-from kedge_targets.backends.onnxruntime.decoder.slot_caches import SlotCaches, after
+from kedge_targets.backends.onnxruntime.decoder.slot_caches import SlotCaches
 from kedge_targets.decoder.stages import Stage
 from kedge_targets.graph import library
 
@@ -37,29 +37,24 @@ class OnnxStage(Stage):
         self, layers: Any, head: Any, turn: contextlib.AbstractContextManager[Any], *, slots: int, context: int
     ) -> None:
         inputs = {one.name for one in layers.get_inputs()}
-        given = inputs & {"input_ids", "hidden"}
-        if len(given) != 1 or "hidden_out" not in {one.name for one in layers.get_outputs()}:
+        outputs = {one.name: one for one in layers.get_outputs()}
+        if len(inputs & {"input_ids", "hidden"}) != 1 or "hidden_out" not in outputs:
             raise VerificationError("the graph is no part of a decoder", remedy="Compile it again")
         self._layers, self._head, self._turn = layers, head, turn
-        self._values = given.pop()
-        self._positions = "position_ids" in inputs
+        self._channels = int(outputs["hidden_out"].shape[-1])
         self.vocabulary = 0 if head is None else int(head.get_outputs()[0].shape[-1])
         self._caches = SlotCaches(layers, slots=slots, context=context, fixed={})
+        self.windows = self._caches.windows
 
     def run(self, first: int, values: Array, lengths: Array, keep: int) -> Array:
         """See :meth:`kedge_targets.decoder.stages.Stage.run`."""
         rows, step = values.shape[:2]
-        feeds = {self._values: values, **after(lengths, step)}
-        if self._positions:
-            feeds["position_ids"] = lengths[:, None] + np.arange(step)
-        with self._turn:
-            binding = self._caches.bound(first, rows)
-            for name, array in feeds.items():
-                binding.bind_cpu_input(name, array)
-            binding.bind_output("hidden_out", "cpu")
-            with _in_words():
-                self._layers.run_with_iobinding(binding)
-            hidden: Array = binding.get_outputs()[-1].numpy()
+        hidden = np.empty((rows, step, self._channels), np.float32)
+        inputs = self._caches.inputs(first, rows)
+        inputs.write(values, lengths, keep)
+        inputs.binding.bind_output("hidden_out", "cpu", 0, np.float32, hidden.shape, hidden.ctypes.data)
+        with self._turn, _in_words():
+            self._layers.run_with_iobinding(inputs.binding)
         return hidden[:, step - keep :]
 
     def logits(self, hidden: Array) -> Array:

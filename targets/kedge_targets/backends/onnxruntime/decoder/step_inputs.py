@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -14,40 +15,42 @@ class StepInputs:
     """The inputs of a graph as described in ``decoder/graph.py`` that change from step to step.
 
     Args:
-        binding: of some slots, see :meth:`kedge_targets.backends.onnxruntime.decoder.slot_caches.SlotCaches.bound`.
-        positions: whether the graph takes positions.
+        binding: of some slots, see :meth:`kedge_targets.backends.onnxruntime.decoder.slot_caches.SlotCaches.inputs`.
+        names: of all inputs that the graph has.
     """
 
-    def __init__(self, binding: Any, *, positions: bool) -> None:
+    def __init__(self, binding: Any, names: Collection[str]) -> None:
         self.binding = binding
-        self._positions = positions
+        self._names = names
+        self._values = "hidden" if "hidden" in names else "input_ids"
         self._arrays: dict[str, Array] = {}
 
-    def write(self, tokens: Array, lengths: Array, keep: int) -> None:
+    def write(self, values: Array, lengths: Array, keep: int) -> None:
         """Set the inputs of a step.
 
         Args:
-            tokens: int64 [rows, step].
+            values: tokens int64 [rows, step], or hidden states [rows, step, channels] for layers after others.
             lengths: positions of each row before the step, int64 [rows].
         """
-        if not self._arrays or self._arrays["input_ids"].shape != tokens.shape:
-            self._bind(tokens.shape)
-        arrays, step = self._arrays, tokens.shape[1]
-        arrays["input_ids"][...] = tokens
-        arrays["keep"][0] = keep
+        if not self._arrays or self._arrays[self._values].shape != values.shape:
+            self._bind(values)
+        arrays, step = self._arrays, values.shape[1]
+        arrays[self._values][...] = values
         arrays["seqlens_k"][...] = lengths + (step - 1)
         arrays["total"][0] = max(lengths.tolist()) + step
-        if self._positions:
+        if "keep" in arrays:
+            arrays["keep"][0] = keep
+        if "position_ids" in arrays:
             arrays["position_ids"][...] = lengths[:, None] + np.arange(step)
 
-    def _bind(self, shape: tuple[int, ...]) -> None:
-        self._arrays = {
-            "input_ids": np.empty(shape, np.int64),
+    def _bind(self, values: Array) -> None:
+        every = {
+            self._values: np.empty(values.shape, values.dtype),
             "keep": np.empty(1, np.int64),
-            "seqlens_k": np.empty(shape[0], np.int32),
+            "seqlens_k": np.empty(len(values), np.int32),
             "total": np.empty(1, np.int32),
+            "position_ids": np.empty(values.shape[:2], np.int64),
         }
-        if self._positions:
-            self._arrays["position_ids"] = np.empty(shape, np.int64)
+        self._arrays = {name: array for name, array in every.items() if name in self._names}
         for name, array in self._arrays.items():
             self.binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
