@@ -9,7 +9,7 @@ from tests.support import decoders, requirements
 
 import kedge
 from kedge_agent import Model
-from kedge_protocol.errors import ConfigError
+from kedge_protocol.errors import ConfigError, ModelError
 
 SHARED = requirements.SHARED / "generation" / "stories260k"
 SEQUENCES = 64
@@ -94,7 +94,8 @@ def test_heads_and_layers_go_and_the_runtime_agrees_with_torch(name: str, tmp_pa
         ("equalize", "is not for language models"),
         ("drop-layers:count=3", "the model has 3 layers"),
         ("prune-width:importance=measured", "'measured' is not for language models"),
-        ("distil:teacher=other", "teacher is not for language models"),
+        ("distil:mixup=true", "mixup is not for language models"),
+        ('distil:layers=["0:1"]', "names blocks of a teacher, and none is given"),
         ("prune-heads:leave=[\"q\"]", "a language model has none"),
     ],
 )  # fmt: skip
@@ -105,3 +106,43 @@ def test_a_step_that_cannot_work_is_refused(step: str, said: str, tmp_path: Path
             out=tmp_path / "out", step=(step,), **random_texts(tmp_path),
         )  # fmt: skip
     assert not (tmp_path / "out").exists()
+
+
+def test_a_student_of_other_depth_and_width_learns_from_the_teacher_that_judges_it(tmp_path: Path) -> None:
+    teacher = decoders.folder(tmp_path / "teacher", "qwen2")
+    narrow = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    student = decoders.folder(tmp_path / "student", "llama", changed={**narrow, "head_dim": 12})
+    step = f'distil:teacher={teacher},steps=40,batch=8,learning_rate=0.01,attention_weight=0.5,layers=["0:0","1:2"]'
+    release = kedge.compile(
+        student, name="tiny", version="1.0", targets=["generic-cpu"], out=tmp_path / "out", **random_texts(tmp_path),
+        step=(step,), quantize="precision=float32", max_perplexity="1000x",
+    )  # fmt: skip
+    alone = kedge.compile(
+        teacher, name="tiny", version="1.0", targets=["generic-cpu"], out=tmp_path / "teachers",
+        calibration=tmp_path / "calibration.txt", evaluation=tmp_path / "evaluation.txt", quantize="precision=float32",
+    )  # fmt: skip
+    assert release.generation is not None
+    assert alone.generation is not None
+    (target,), (reference,) = release.generation.targets, alone.generation.targets
+    (learned,) = target.steps
+    assert learned.measured["loss_after"] < 0.8 * learned.measured["loss_before"]
+    assert learned.figures.reference == pytest.approx(reference.attempt.figures.reference, rel=1e-4)
+    assert target.attempt.figures.kl == pytest.approx(learned.figures.kl, rel=1e-3, abs=1e-4)
+    assert "judges instead of the model" in learned.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("wider", r"has other tokens \(100\) than the model \(96\)"),
+        ("evaluation.txt", "is no language model that can be trained towards"),
+        ("nosuch", "there is no such file or folder"),
+    ],
+)
+def test_a_teacher_that_cannot_teach_is_refused(name: str, said: str, tmp_path: Path) -> None:
+    decoders.folder(tmp_path / "wider", "qwen2", changed={"vocab_size": 100})
+    with pytest.raises(ModelError, match=said):
+        kedge.compile(
+            decoders.folder(tmp_path / "model", "llama"), name="tiny", version="1.0", targets=["generic-cpu"],
+            out=tmp_path / "out", **random_texts(tmp_path), step=(f"distil:teacher={tmp_path / name}",),
+        )  # fmt: skip

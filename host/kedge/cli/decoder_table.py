@@ -20,7 +20,7 @@ def show(console: Console, path: Path, digest: str, report: DecoderReport) -> No
     from rich.table import Table
 
     reference = report.targets[0].attempt.figures.reference
-    table = Table(title=f"{report.name} {report.version}: perplexity of the float model {reference:.4g}")
+    table = Table(title=f"{report.name} {report.version}: perplexity of the {_judge(report)} {reference:.4g}")
     for column in ("target", "backend", "how"):
         table.add_column(column)
     for column in ("perplexity", "×", "KL", "same top", "MiB", "memory MiB", "context"):
@@ -67,3 +67,9 @@ def show(console: Console, path: Path, digest: str, report: DecoderReport) -> No
             f"{part_folder(path.parent, index)}: {part_name(report.name, index)}, for the device with part {index + 1}"
         )
         console.print(further, soft_wrap=True, markup=False)
+
+
+def _judge(report: DecoderReport) -> str:
+    """Return what the figures are relative to, in words."""
+    teachers = [step.options["teacher"] for step in report.targets[0].steps if step.options.get("teacher") is not None]
+    return f"teacher {Path(str(teachers[0])).name}" if teachers else "float model"

@@ -21,7 +21,8 @@ class DecoderContext:
     """What a step may use.
 
     Attributes:
-        teacher: the float model as it came.
+        float_model: the model as it came.
+        teacher: the model that a step names as its teacher; None if none does.
         sequences: tokens of the calibration texts, all of one length; never those of the evaluation.
         seed: of everything random.
         progress: told how far it is: what, done, total.
@@ -29,7 +30,8 @@ class DecoderContext:
         figures: what the step measured; a step adds.
     """
 
-    teacher: HeldDecoder
+    float_model: HeldDecoder
+    teacher: HeldDecoder | None = None
     sequences: Sequence[Sequence[int]]
     seed: int = 0
     progress: Callable[[str, int, int], None] = _nobody

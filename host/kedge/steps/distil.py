@@ -53,10 +53,7 @@ class Distil(Step[DistilOptions], DecoderStep):
 
         repair.check(self.options, self.name)
         other, layers = self.options.teacher is not None, self.options.layers
-        if layers and not other:
-            raise ConfigError(
-                "layers names blocks of a teacher, and none is given", where=self.name, remedy="Give teacher=MODEL too"
-            )
+        self._check_layers()
         return repair.trained(model, context, self.options, what=self.name, other=other, layers=layers).written()
 
     def check_decoder(self, spec: DecoderSpec) -> DecoderSpec:
@@ -64,14 +61,17 @@ class Distil(Step[DistilOptions], DecoderStep):
         from kedge.training import repair
 
         repair.check(self.options, self.name)
-        for name in ("teacher", "layers", "mixup", "shift"):
+        self._check_layers()
+        for name in ("mixup", "shift"):
             if getattr(self.options, name):
-                raise ConfigError(
-                    f"{name} is not for language models",
-                    where=self.name,
-                    remedy="Leave it out: the float model is the teacher",
-                )
+                raise ConfigError(f"{name} is not for language models", where=self.name, remedy="Leave it out")
         return spec
+
+    def _check_layers(self) -> None:
+        if self.options.layers and self.options.teacher is None:
+            raise ConfigError(
+                "layers names blocks of a teacher, and none is given", where=self.name, remedy="Give teacher=MODEL too"
+            )
 
     def apply_to_decoder(self, decoder: HeldDecoder, context: DecoderContext) -> HeldDecoder:
         """See :class:`kedge.steps.decoder_step.DecoderStep`. The result is never worse on the sequences held back.
@@ -79,12 +79,20 @@ class Distil(Step[DistilOptions], DecoderStep):
         Raises:
             StepError: the memory does not hold the training.
             DivergedError: see :func:`kedge.training.loop.train`.
+            ConfigError: ``layers`` names a layer that there is not.
         """
+        from kedge.training import blocks
         from kedge.training.decoder import distillation
 
+        if context.teacher is None or self.options.teacher is None:
+            teacher, pairs = context.float_model, list(enumerate(decoder.origins))
+        else:
+            teacher = context.teacher
+            pairs = blocks.pairs(self.options.layers, len(decoder.origins), len(teacher.origins))
         made, outcome = distillation.distilled(
             decoder,
-            context.teacher,
+            teacher,
+            pairs,
             context.sequences,
             self.options,
             seed=context.seed,

@@ -85,6 +85,11 @@ def layer_map(layers: Sequence[str], student: Blocks, teacher: Blocks) -> list[t
     ours, theirs = len(student.ends), len(teacher.ends)
     if not layers and student.sizes and teacher.sizes:
         return [(a, teacher.sizes.index(size)) for a, size in enumerate(student.sizes) if size in teacher.sizes]
+    return pairs(layers, ours, theirs)
+
+
+def pairs(layers: Sequence[str], ours: int, theirs: int) -> list[tuple[int, int]]:
+    """Return pairs of so many blocks of the student and of the teacher; see :func:`layer_map`."""
     if not layers:
         return [(index, round((index + 1) * theirs / ours) - 1) for index in range(ours) if theirs]
     found = []

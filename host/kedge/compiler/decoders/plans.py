@@ -5,9 +5,11 @@ from __future__ import annotations
 import platform
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from kedge.compiler.decoders import recipe as recipes
 from kedge.compiler.decoders import steps as decoder_steps
+from kedge.compiler.decoders import teachers
 from kedge.compiler.decoders.budget import Budget
 from kedge.quantization import decoder_scheme
 from kedge.quantization.decoder_scheme import Scheme
@@ -34,6 +36,7 @@ class Plan:
         backend: the only one that is taken; None for the faster by measurement.
         seed: where the options give none.
         shared: whether all targets have the same steps.
+        teacher: the model that a step names as its teacher.
     """
 
     schemes: tuple[Scheme, ...]
@@ -41,6 +44,7 @@ class Plan:
     backend: str | None = None
     seed: int = 0
     shared: bool = True
+    teacher: Path | None = None
 
     @property
     def one_decoder(self) -> bool:
@@ -107,7 +111,8 @@ def check_limits(options: CompileOptions, asked: list[Target], kind: str) -> Non
 def plans_of(options: CompileOptions, asked: list[Target], kind: str) -> dict[str, Plan]:
     """Return what is tried on each target: what the recipe says, or what the options say."""
     if options.recipe is None:
-        found = Plan(schemes=_schemes(options, kind), steps=_steps(options))
+        steps = _steps(options)
+        found = Plan(schemes=_schemes(options, kind), steps=steps, teacher=teachers.named(steps))
         plans = {target.name: found for target in asked}
     else:
         for value, flag in ((options.step, "--step"), (options.quantize, "--quantize"), (options.cache, "--cache")):
@@ -118,7 +123,14 @@ def plans_of(options: CompileOptions, asked: list[Target], kind: str) -> dict[st
         recipe = recipes.read(options.recipe)
         sections = {target.name: recipe.section(target.name) for target in asked}
         plans = {
-            name: Plan(schemes=(one.quantize,), steps=one.steps, backend=one.backend, seed=recipe.seed, shared=False)
+            name: Plan(
+                schemes=(one.quantize,),
+                steps=one.steps,
+                backend=one.backend,
+                seed=recipe.seed,
+                shared=False,
+                teacher=teachers.named(one.steps),
+            )
             for name, one in sections.items()
         }
         for one in plans.values():

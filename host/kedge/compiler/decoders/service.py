@@ -146,6 +146,7 @@ def _one(
         memory_bytes=target.system.memory_bytes,
         workdir=str(workdir.absolute()),
         steps=plan.steps,
+        teacher=None if plan.teacher is None else str(plan.teacher),
         learned=str((scratch / "learned").absolute()) if plan.one_decoder and len(options.targets) > 1 else "",
         stepped=str(((scratch if plan.shared else workdir) / "stepped").absolute()),
         seed=plan.seed if options.seed is None else options.seed,

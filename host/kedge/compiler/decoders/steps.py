@@ -70,12 +70,14 @@ def stepped(
     folder: Path,
     seed: int,
     progress: Progress,
+    teacher: Decoder | None = None,
 ) -> tuple[Decoder, tuple[DecoderStepEntry, ...]]:
     """Return the decoder after the steps, and the effect of each. The next target finds it in ``folder``.
 
     Args:
         sequences: tokens of the calibration texts, of one length.
-        reference: the float decoder's answers to the evaluation texts.
+        reference: the float decoder's answers to the evaluation texts, or the teacher's.
+        teacher: what a step names as such.
 
     Raises:
         StepError, ConfigError: see the steps.
@@ -85,10 +87,17 @@ def stepped(
     from kedge.training.decoder.weights import held
 
     whole = held(decoder.spec, decoder.weights, norm_bias=decoder.weights.has_bias("norm"))
+    other = None
+    if teacher is not None:
+        other = held(teacher.spec, teacher.weights, norm_bias=teacher.weights.has_bias("norm"))
     current, entries = whole, []
     for choice in choices:
         began = time.perf_counter()
-        context = DecoderContext(teacher=whole, sequences=sequences, seed=seed, progress=_named(progress, choice.use))
+        context = DecoderContext(
+            float_model=whole, teacher=other, sequences=sequences, seed=seed, progress=_named(progress, choice.use)
+        )
+        if teacher is not None and choice.options.get("teacher") is not None:
+            context.notes.append(f"{choice.use}: the teacher, {teacher.source_digest}, judges instead of the model")
         step = choice.made()
         current = step.apply_to_decoder(current, context)
         entries.append(

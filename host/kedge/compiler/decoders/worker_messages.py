@@ -84,6 +84,7 @@ class DecoderRequest:
         memory_bytes: the target's memory.
         workdir: an empty folder that outlives the call.
         steps: over the float decoder, in this order.
+        teacher: absolute path of the model that one of them names as its teacher.
         stepped: a folder that all targets share, for the decoder after the steps.
         learned: a folder that all targets share, for layers that were learned from calibration; empty where they share
             none.
@@ -105,6 +106,7 @@ class DecoderRequest:
     memory_bytes: int
     workdir: str
     steps: tuple[StepChoice, ...] = ()
+    teacher: str | None = None
     stepped: str = ""
     learned: str = ""
     seed: int = 0

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kedge.compiler.decoders import backend_race, checks, part_files, splitting, steps
+from kedge.compiler.decoders import backend_race, checks, part_files, splitting, steps, teachers
 from kedge.compiler.decoders.questions import Questions
 from kedge.compiler.decoders.worker_messages import (
     Attempt,
@@ -100,6 +100,20 @@ class _Made:
     pieces: Pieces
 
 
+def _embedded(decoder: Decoder, sequences: list[list[int]]) -> list[Array]:
+    positions = decoder.weights.outer("positions") if decoder.spec.learned_positions else None
+    return references.embedded(decoder.spec, decoder.weights.outer("embedding"), positions, sequences)
+
+
+def _norm(decoder: Decoder) -> dict[str, Array]:
+    names = ["norm", *(["norm.bias"] if decoder.weights.has_bias("norm") else [])]
+    return {name: decoder.weights.outer(name) for name in names}
+
+
+def _head(decoder: Decoder) -> Array:
+    return decoder.weights.outer("embedding" if decoder.spec.tied else "head")
+
+
 class _Compilation:
     def __init__(self, request: DecoderRequest, progress: Progress) -> None:
         self._request = request
@@ -107,6 +121,8 @@ class _Compilation:
         self._workdir = Path(request.workdir)
         adapter = None if request.adapter is None else Path(request.adapter)
         self._decoder: Decoder = reading.read(Path(request.source), adapter=adapter)
+        self._teacher = None if request.teacher is None else teachers.read(Path(request.teacher), self._decoder)
+        self._judge = self._teacher or self._decoder
         self._compiler = compiler_of(request.backend)
         schemes = suited(request.schemes, self._compiler, where=request.source)
         self._request = replace(request, schemes=schemes)
@@ -126,9 +142,10 @@ class _Compilation:
         calibration, calibration_digest = self._sequences(request.calibration, tokenizer, CALIBRATION)
         evaluation, evaluation_digest = self._sequences(request.evaluation, tokenizer, EVALUATION)
         self._calibration = calibration
-        questions = Questions(request, tokenizer, begin=decoder.text.begin_token, context=self._context)
+        longest = min(self._context, self._judge.spec.context)
+        questions = Questions(request, tokenizer, begin=decoder.text.begin_token, context=longest)
         reference = self._reference(evaluation)
-        questions.ask_float(self._before_head, self._float_head)
+        questions.ask_float(lambda rows, what: self._before_head(rows, what, self._judge), lambda: _head(self._judge))
         entries = self._stepped(tokenizer, reference)
         made, keeps = self._search(reference)
         paces = self._choose(made, reference) if keeps and request.rivals else ()
@@ -183,7 +200,14 @@ class _Compilation:
             return ()
         learned, _ = self._sequences(request.calibration, tokenizer, steps.SEQUENCES)
         self._decoder, entries = steps.stepped(
-            self._decoder, request.steps, learned, reference, Path(request.stepped), request.seed, self._progress
+            self._decoder,
+            request.steps,
+            learned,
+            reference,
+            Path(request.stepped),
+            request.seed,
+            self._progress,
+            self._teacher,
         )
         self._spec = self._decoder.spec
         self._check()
@@ -226,39 +250,28 @@ class _Compilation:
 
     def _sequences(self, path: str, tokenizer: Any, wanted: int) -> tuple[list[list[int]], str]:
         found, digest = texts.read(Path(path))
-        length = min(LENGTH, self._context)
+        length = min(LENGTH, self._context, self._judge.spec.context)
         begin = self._decoder.text.begin_token
         return texts.sequences(found, tokenizer, length=length, wanted=wanted, begin=begin, where=path), digest
 
-    def _embedded(self, sequences: list[list[int]]) -> list[Array]:
-        positions = self._decoder.weights.outer("positions") if self._spec.learned_positions else None
-        return references.embedded(self._spec, self._decoder.weights.outer("embedding"), positions, sequences)
-
-    def _source(self) -> LayerSource:
-        return LayerSource(self._spec, self._decoder.weights, self._compiler, self._context)
-
-    def _norm(self) -> dict[str, Array]:
-        names = ["norm", *(["norm.bias"] if self._decoder.weights.has_bias("norm") else [])]
-        return {name: self._decoder.weights.outer(name) for name in names}
+    def _source(self, decoder: Decoder) -> LayerSource:
+        return LayerSource(decoder.spec, decoder.weights, self._compiler, min(self._context, decoder.spec.context))
 
     def _reference(self, sequences: list[list[int]]) -> Reference:
-        hidden = self._before_head(sequences, "float reference")
-        return Reference(sequences=sequences, hidden=hidden, head=self._float_head())
+        hidden = self._before_head(sequences, "float reference", self._judge)
+        return Reference(sequences=sequences, hidden=hidden, head=_head(self._judge))
 
-    def _float_head(self) -> Array:
-        return self._decoder.weights.outer("embedding" if self._spec.tied else "head")
-
-    def _before_head(self, sequences: list[list[int]], what: str) -> list[Array]:
-        """Return the float model's inputs of the head for each sequence, float32 [positions, channels]."""
-        source = self._source()
+    def _before_head(self, sequences: list[list[int]], what: str, decoder: Decoder) -> list[Array]:
+        """Return a float model's inputs of the head for each sequence, float32 [positions, channels]."""
+        source = self._source(decoder)
         hidden = references.through(
-            self._embedded(sequences),
-            len(self._spec.layers),
+            _embedded(decoder, sequences),
+            len(decoder.spec.layers),
             lambda index: source.runner(index, source.piece(index)),
             lambda done, total: self._progress(what, done, total),
         )
-        norm = self._norm()
-        return [references.normalized(self._spec, norm, one) for one in hidden]
+        norm = _norm(decoder)
+        return [references.normalized(decoder.spec, norm, one) for one in hidden]
 
     def _search(self, reference: Reference) -> tuple[list[_Made], bool]:
         """Try the schemes in order until one keeps the budget; delete the files of those that do not.
@@ -290,7 +303,7 @@ class _Compilation:
 
     def _pieces(self, scheme: Scheme, *, again: bool) -> Learned:
         """Return the layers of a scheme; see :meth:`kedge.quantization.kept_pieces.LearnedLayers.of`."""
-        layers = self._layers(scheme, self._embedded(self._calibration) if scheme.calibrated else [])
+        layers = self._layers(scheme, _embedded(self._decoder, self._calibration) if scheme.calibrated else [])
         form = (self._compiler.layout(self._spec), self._context)
         return self._learned.of(scheme, layers, form=form, again=again)
 
@@ -304,7 +317,10 @@ class _Compilation:
 
     def _layers(self, scheme: Scheme, calibration: list[Array]) -> QuantizedLayers:
         return QuantizedLayers(
-            self._source(), scheme, calibration, lambda done, total: self._progress(scheme.label, done, total)
+            self._source(self._decoder),
+            scheme,
+            calibration,
+            lambda done, total: self._progress(scheme.label, done, total),
         )
 
     def _tried(
@@ -396,7 +412,7 @@ class _Compilation:
         return Ends(
             embedding=table(weights.outer("embedding"), scheme, inputs if tied else None),
             positions=weights.outer("positions") if self._spec.learned_positions else None,
-            norm=self._norm(),
+            norm=_norm(self._decoder),
             head=None if tied else table(weights.outer("head"), scheme, inputs),
         )
 
@@ -404,7 +420,9 @@ class _Compilation:
         """Return the correlations of the head's inputs over some calibration texts."""
         if self._correlations is None:
             some = self._calibration[:: max(len(self._calibration) // _HEAD_SEQUENCES, 1)]
-            self._correlations = correlations(np.concatenate(self._before_head(some, "inputs of the head")))
+            self._correlations = correlations(
+                np.concatenate(self._before_head(some, "inputs of the head", self._decoder))
+            )
         return self._correlations
 
     def _golden_inputs(self, sequences: list[list[int]]) -> tuple[Array, Array]:

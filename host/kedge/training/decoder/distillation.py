@@ -26,6 +26,8 @@ _FEATURES = 1.0
 _RATE = 1e-3
 _FEWEST_TO_SPLIT = 5
 _POSITIONS_AT_ONCE = 4096
+_FITTED = 8
+"""Sequences that projections are fitted to at first."""
 _COPIES, _SHARE = 7, 0.7
 
 
@@ -43,11 +45,11 @@ class DecoderDistillation:
     """The objective; see :class:`kedge.training.loop.Objective`.
 
     The soft loss is the divergence from the teacher's distribution of the next token, the hard loss the cross entropy
-    of the token that follows in the text. A layer is compared with the teacher's layer that it was; where heads were
-    pruned, attention maps are compared by their mean over the heads.
+    of the token that follows in the text. Where the numbers of heads differ, attention maps are compared by their mean
+    over the heads; where the widths differ, the outputs of layers are compared through a matrix that is trained too.
 
     Args:
-        student, teacher: the student's ``origins`` are layers of the teacher.
+        pairs: layers that are compared, the student's and the teacher's.
         sequences: int64 [sequences, positions].
     """
 
@@ -55,19 +57,36 @@ class DecoderDistillation:
         self,
         student: DecoderNetwork,
         teacher: DecoderNetwork,
+        pairs: Sequence[tuple[int, int]],
         sequences: Array,
         terms: Terms,
         *,
         held_back: float,
         seed: int,
     ) -> None:
-        self._student, self._teacher, self._terms = student, teacher, terms
+        self._student, self._teacher, self._pairs, self._terms = student, teacher, pairs, terms
         self._tokens = torch.from_numpy(sequences)
         count = len(sequences)
         order = np.random.default_rng([seed, 1]).permutation(count)
         judged = max(1, round(count * held_back)) if held_back and count >= _FEWEST_TO_SPLIT else 0
         self._judging: Array = np.sort(order[:judged]) if judged else np.arange(count)
         self.training: Array = np.sort(order[judged:]) if judged else np.arange(count)
+        self.projections = self._made_projections() if terms.feature_weight else []
+        """From the student's channels to the teacher's for each pair; none where they are as many."""
+
+    def _made_projections(self) -> list[torch.nn.Parameter]:
+        """Return matrices that fit best before training, by least squares over a few sequences (Romero et al.,
+        "FitNets", 2015)."""
+        if self._student.spec.hidden == self._teacher.spec.hidden:
+            return []
+        with torch.no_grad():
+            few = self._tokens[self.training[:_FITTED]]
+            ours, theirs = self._student(few).hidden, self._teacher(few).hidden
+            solved = [
+                torch.linalg.lstsq(ours[a].flatten(0, 1), theirs[b].flatten(0, 1), driver="gelsd").solution
+                for a, b in self._pairs
+            ]
+        return [torch.nn.Parameter(one) for one in solved]
 
     def loss(self, picked: Array, random: np.random.Generator) -> Tensor:
         """Return the training loss; see :class:`kedge.training.loop.Objective`."""
@@ -98,21 +117,22 @@ class DecoderDistillation:
         return total + self._inside(ours, theirs)
 
     def _inside(self, ours: Answers, theirs: Answers) -> Tensor:
-        terms, origins = self._terms, self._student.decoder.origins
-        total = torch.zeros(())
-        for index, origin in enumerate(origins):
+        terms, total = self._terms, torch.zeros(())
+        for at, (index, other) in enumerate(self._pairs):
             if terms.feature_weight:
-                share = terms.feature_weight / len(origins)
-                total = total + share * losses.features(ours.hidden[index], theirs.hidden[origin])
+                hidden = ours.hidden[index] @ self.projections[at] if self.projections else ours.hidden[index]
+                share = terms.feature_weight / len(self._pairs)
+                total = total + share * losses.features(hidden, theirs.hidden[other])
             if terms.attention_weight:
-                share = terms.attention_weight / len(origins)
-                total = total + share * losses.attention(ours.attention[index], theirs.attention[origin])
+                share = terms.attention_weight / len(self._pairs)
+                total = total + share * losses.attention(ours.attention[index], theirs.attention[other])
         return total
 
 
 def distilled(
     student: HeldDecoder,
     teacher: HeldDecoder,
+    pairs: Sequence[tuple[int, int]],
     sequences: Sequence[Sequence[int]],
     options: TrainingOptions,
     *,
@@ -122,6 +142,7 @@ def distilled(
     """Train a decoder and return it in the best state found.
 
     Args:
+        pairs: layers that are compared, the student's and the teacher's.
         sequences: of one length.
 
     Raises:
@@ -138,7 +159,7 @@ def distilled(
         feature_weight=_FEATURES if options.feature_weight is None else options.feature_weight,
     )
     objective = DecoderDistillation(
-        network, whole, np.array(sequences, np.int64), terms, held_back=options.held_back, seed=seed
+        network, whole, pairs, np.array(sequences, np.int64), terms, held_back=options.held_back, seed=seed
     )
     schedule = loop.Schedule(
         steps=options.steps,
@@ -148,7 +169,8 @@ def distilled(
         weight_decay=options.weight_decay,
         seed=seed,
     )
-    outcome = loop.train(network.parameters(), objective, schedule, what="distil", progress=progress)
+    parameters = [*network.parameters(), *objective.projections]
+    outcome = loop.train(parameters, objective, schedule, what="distil", progress=progress)
     return network.written(), outcome
 
 
