@@ -146,8 +146,15 @@ def test_pieces_come_without_blocking_the_event_loop(model: Model) -> None:
         ("\ud800", {}, "prompt: the text holds half a character"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], {}, r"messages\[0\].content: is neither a text nor"),
         ("a", {"temperature": -1}, "temperature is below 0"),
-        ("a", {"stop": [""]}, "stop"),
-        ("a", {"no_such_option": 1}, "'no_such_option' is not known to this model. Known are .*max_tokens"),
+        (None, {}, "prompt: is neither a text nor a list of messages"),
+        (b"a", {}, "prompt: is neither a text nor a list of messages"),
+        ("a", {"stop": [""]}, "stop: is not up to 16 texts, none of them empty"),
+        ("a", {"stop": 5}, "stop: is not up to 16 texts"),
+        (
+            "a",
+            {"no_such_option": 1},
+            "'no_such_option' is not known to this model. Known are .*json_schema",
+        ),
     ],
 )
 def test_what_cannot_be_answered_is_an_error_at_once(model: Model, prompt: Any, options: Any, reason: str) -> None:

@@ -14,6 +14,7 @@ from tests.support import decoders
 from tokenizers import AddedToken, Tokenizer
 
 from kedge.compiler.decoders.worker_parts import check_tokenizer
+from kedge.importing import model_kinds
 from kedge.importing.decoders import gguf_text, reading
 from kedge_protocol.errors import ConfigError, ModelError
 
@@ -133,6 +134,19 @@ def test_an_index_reads_no_file_outside_its_folder(tmp_path: Path, shard: str) -
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": shard}}))
     with pytest.raises(ModelError, match=r"no plain file name|is missing"):
         reading.read(folder)
+
+
+def test_a_folder_that_holds_the_model_further_down_is_told_what_to_give(tmp_path: Path) -> None:
+    folder = decoders.folder(tmp_path / "model", "llama")
+    (folder / "model.safetensors").rename(folder / "model-Q4_0.gguf")
+    with pytest.raises(ModelError, match=r"Give a file in it, as model-Q4_0\.gguf"):
+        reading.read(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(ModelError, match=r"Give a file in it, as model-Q4_0\.gguf"):
+        model_kinds.recognise(str(folder))
+    (tmp_path / "models--a--b" / "snapshots" / "0").mkdir(parents=True)
+    with pytest.raises(ModelError, match="give the folder below snapshots"):
+        model_kinds.recognise(str(tmp_path / "models--a--b"))
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "fp8", "compressed-tensors"])

@@ -17,7 +17,8 @@ Array = npt.NDArray[Any]
 
 MAX_CHARACTERS = 1 << 17
 """Size of a schema or grammar; the time of its compilation grows with it."""
-_FORMS = ("json_schema", "regex", "grammar")
+FORMS = ("json_schema", "regex", "grammar")
+"""Options of a call that constrain its answer."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ def from_options(options: Mapping[str, Any]) -> tuple[Constraint | None, dict[st
     Raises:
         InputError: there are several, or one has the wrong type or size.
     """
-    given = {form: options[form] for form in _FORMS if options.get(form) is not None}
-    others = {name: value for name, value in options.items() if name not in _FORMS}
+    given = {form: options[form] for form in FORMS if options.get(form) is not None}
+    others = {name: value for name, value in options.items() if name not in FORMS}
     if not given:
         return None, others
     if len(given) > 1:

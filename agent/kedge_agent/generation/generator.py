@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kedge_agent.generation.constraint import Constraint, Constraints, Matcher
+from kedge_agent.generation.constraint import FORMS, Constraint, Constraints, Matcher
 from kedge_agent.generation.engine import Engine
 from kedge_agent.generation.engines import Engines
 from kedge_agent.generation.pieces import TextPieces, TokenBytes
@@ -221,11 +221,14 @@ class TextGenerator:
         template.
 
         Raises:
-            InputError: messages are given, and the model has no chat template or its template refuses them.
+            InputError: it is neither; or messages are given, and the model has no chat template or its template refuses
+                them.
         """
         if isinstance(prompt, str):
             begin = [] if self.spec.begin_token is None else [self.spec.begin_token]
             return begin + self._ids(prompt)
+        if isinstance(prompt, bytes) or not isinstance(prompt, Sequence):
+            raise InputError("is neither a text nor a list of messages", where="prompt")
         if self.template is None:
             raise InputError(
                 "the model has no chat template", where=self._name, remedy="Give a plain text for it to go on with"
@@ -307,9 +310,9 @@ class TextGenerator:
             MissingDependencyError: there is a constraint, and llguidance is not installed.
             BusyError: too many answers already wait.
         """
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        stops = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, Sequence) else (None,)
         if len(stops) > MAX_STOP or not all(isinstance(one, str) and one for one in stops):
-            raise InputError(f"'stop' is not up to {MAX_STOP} texts", where="stop")
+            raise InputError(f"is not up to {MAX_STOP} texts, none of them empty", where="stop")
         rules, how = self.spec.rules, sampling or Sampling()
         if how.repetition_penalty == 1:
             how = replace(how, repetition_penalty=rules.repetition_penalty)
@@ -365,7 +368,7 @@ def check_options(options: Mapping[str, Any]) -> None:
     """Raise :class:`InputError` for an option of an answer that is not known."""
     unknown = sorted(set(options) - {*_OPTIONS, "reading"})
     if unknown:
-        known = ", ".join(sorted({*_OPTIONS, *(one.name for one in fields(Sampling))}))
+        known = ", ".join(sorted({*_OPTIONS, *FORMS, *(one.name for one in fields(Sampling))}))
         raise InputError(
             f"the option {unknown[0]!r} is not known to this model", where="generate", remedy=f"Known are {known}"
         )

@@ -101,7 +101,7 @@ def recognise(source: str, *, trust_pickle: bool = False) -> Kind | Importer:
     if path.is_dir() and any(path.glob("*.safetensors")):
         raise ModelError("holds weights and no config.json", where=source, remedy="Fetch the folder again")
     if path.is_dir():
-        raise ModelError("is a folder, and none that can be read", where=source, remedy=f"Kedge reads {readable()}")
+        raise ModelError("is a folder, and none that can be read", where=source, remedy=_within(path))
     suffix = path.suffix.lower()
     if pickled.is_ultralytics(path):
         if not trust_pickle:
@@ -117,8 +117,17 @@ def recognise(source: str, *, trust_pickle: bool = False) -> Kind | Importer:
     return _SUFFIXES.get(suffix, Kind.UNKNOWN)
 
 
+def _within(folder: Path) -> str:
+    """Return what to give instead of a folder that cannot be read itself."""
+    if files := sorted(folder.glob("*.gguf")):
+        return f"Give a file in it, as {files[0].name}"
+    if (folder / "snapshots").is_dir():
+        return "It is a cache of Hugging Face's downloads: give the folder below snapshots"
+    return f"Kedge reads {readable()}"
+
+
 def readable() -> str:
     """Return a list of all readable kinds, in words."""
     others = [words for importer in registry.importers() for words in importer.reads]
-    own = [".onnx", "FILE.py:FACTORY or MODULE:FACTORY (PyTorch)", ".pt2", ".keras", "a Hugging Face folder"]
+    own = [".onnx", "FILE.py:FACTORY or MODULE:FACTORY (PyTorch)", ".pt2", ".keras", "a Hugging Face folder", ".gguf"]
     return ", ".join([*own, *others])

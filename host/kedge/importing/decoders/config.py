@@ -54,7 +54,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"cannot be read: {error}", where=str(path), remedy="Fetch the folder again") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ModelError(f"cannot be read: {reason}", where=str(path), remedy="Fetch the folder again") from error
     if not isinstance(found, dict):
         raise ModelError("is no JSON object", where=str(path), remedy="Fetch the folder again")
     return found

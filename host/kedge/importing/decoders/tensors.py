@@ -113,10 +113,13 @@ def of_folder(folder: Path, *, whole: str = WHOLE, index: str = INDEX) -> Tensor
     if (folder / whole).is_file():
         return Tensors(_header(folder / whole), str(folder))
     if not (folder / index).is_file():
+        others = sorted(folder.glob("*.gguf"))
         raise ModelError(
             f"holds neither {whole} nor {index}",
             where=str(folder),
-            remedy="Give the model's weights as safetensors (model.save_pretrained writes them)",
+            remedy=f"Give a file in it, as {others[0].name}"
+            if others
+            else "Give the model's weights as safetensors (model.save_pretrained writes them)",
         )
     found: dict[str, _Place] = {}
     for shard in sorted(set(_weight_map(folder / index).values())):
