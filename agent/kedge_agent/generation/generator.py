@@ -227,7 +227,8 @@ class TextGenerator:
         if isinstance(prompt, str):
             begin = [] if self.spec.begin_token is None else [self.spec.begin_token]
             return begin + self._ids(prompt)
-        if isinstance(prompt, bytes) or not isinstance(prompt, Sequence):
+        given: Any = prompt
+        if isinstance(given, bytes) or not isinstance(given, Sequence):
             raise InputError("is neither a text nor a list of messages", where="prompt")
         if self.template is None:
             raise InputError(
