@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from kedge.compiler.decoders.float_model import FloatModel
 from kedge.compiler.decoders.worker_messages import DecoderRequest
 from kedge.compiler.decoders.worker_parts import opened
 from kedge.evaluation.decoders import choices
 from kedge.evaluation.decoders.choices import ChoiceFigures
 from kedge_targets.decoder.contract import LoweredDecoder
-from kedge_targets.decoder.spec import Array
 from kedge_targets.worker import Progress
 
 
@@ -28,16 +27,12 @@ class Questions:
         self._asked = [] if path is None else choices.read(Path(path), tokenizer, begin=begin, longest=context)
         self._reference: list[int] = []
 
-    def ask_float(self, before_head: Callable[[list[list[int]], str], list[Array]], head: Callable[[], Array]) -> None:
-        """Ask the float model.
-
-        Args:
-            before_head: returns the head's inputs for sequences; its second argument says what is done.
-            head: returns its weight.
-        """
+    def ask_float(self, model: FloatModel) -> None:
+        """Ask the float model."""
         if self._asked:
-            rows: Callable[[list[list[int]]], list[Array]] = lambda found: before_head(found, "questions in float")  # noqa: E731
-            self._reference = choices.asked_in_float(self._asked, rows, head())
+            self._reference = choices.asked_in_float(
+                self._asked, lambda rows: model.before_head(rows, "questions in float"), model.head
+            )
 
     def figures(self, request: DecoderRequest, lowered: LoweredDecoder, progress: Progress) -> ChoiceFigures | None:
         """Ask what is packed for the request's backend."""

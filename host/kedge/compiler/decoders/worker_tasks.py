@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from kedge.compiler.decoders import backend_race, checks, part_files, splitting, steps, teachers
+from kedge.compiler.decoders.float_model import FloatModel
 from kedge.compiler.decoders.questions import Questions
 from kedge.compiler.decoders.worker_messages import (
     Attempt,
@@ -42,7 +43,7 @@ from kedge.evaluation.decoders.reference import Reference
 from kedge.importing.decoders import exported, reading
 from kedge.importing.decoders.decoder import Decoder
 from kedge.quantization import decoder_mixing
-from kedge.quantization.decoder_layers import LayerSource, QuantizedLayers, correlations, table
+from kedge.quantization.decoder_layers import QuantizedLayers, correlations, table
 from kedge.quantization.decoder_scheme import Scheme
 from kedge.quantization.kept_pieces import Learned, LearnedLayers
 from kedge_protocol.errors import LoweringError, MissingDependencyError, VerificationError
@@ -100,20 +101,6 @@ class _Made:
     pieces: Pieces
 
 
-def _embedded(decoder: Decoder, sequences: list[list[int]]) -> list[Array]:
-    positions = decoder.weights.outer("positions") if decoder.spec.learned_positions else None
-    return references.embedded(decoder.spec, decoder.weights.outer("embedding"), positions, sequences)
-
-
-def _norm(decoder: Decoder) -> dict[str, Array]:
-    names = ["norm", *(["norm.bias"] if decoder.weights.has_bias("norm") else [])]
-    return {name: decoder.weights.outer(name) for name in names}
-
-
-def _head(decoder: Decoder) -> Array:
-    return decoder.weights.outer("embedding" if decoder.spec.tied else "head")
-
-
 class _Compilation:
     def __init__(self, request: DecoderRequest, progress: Progress) -> None:
         self._request = request
@@ -122,12 +109,12 @@ class _Compilation:
         adapter = None if request.adapter is None else Path(request.adapter)
         self._decoder: Decoder = reading.read(Path(request.source), adapter=adapter)
         self._teacher = None if request.teacher is None else teachers.read(Path(request.teacher), self._decoder)
-        self._judge = self._teacher or self._decoder
         self._compiler = compiler_of(request.backend)
         schemes = suited(request.schemes, self._compiler, where=request.source)
         self._request = replace(request, schemes=schemes)
         self._spec = self._decoder.spec
         self._context = context_of(request.context, self._spec.context)
+        self._judge = self._float(self._teacher or self._decoder)
         self._learned = LearnedLayers(Path(request.learned or request.workdir), shared=bool(request.learned))
         self._calibration: list[list[int]] = []
         self._correlations: Array | None = None
@@ -142,10 +129,9 @@ class _Compilation:
         calibration, calibration_digest = self._sequences(request.calibration, tokenizer, CALIBRATION)
         evaluation, evaluation_digest = self._sequences(request.evaluation, tokenizer, EVALUATION)
         self._calibration = calibration
-        longest = min(self._context, self._judge.spec.context)
-        questions = Questions(request, tokenizer, begin=decoder.text.begin_token, context=longest)
-        reference = self._reference(evaluation)
-        questions.ask_float(lambda rows, what: self._before_head(rows, what, self._judge), lambda: _head(self._judge))
+        questions = Questions(request, tokenizer, begin=decoder.text.begin_token, context=self._judge.context)
+        reference = self._judge.answers(evaluation)
+        questions.ask_float(self._judge)
         entries = self._stepped(tokenizer, reference)
         made, keeps = self._search(reference)
         paces = self._choose(made, reference) if keeps and request.rivals else ()
@@ -250,28 +236,22 @@ class _Compilation:
 
     def _sequences(self, path: str, tokenizer: Any, wanted: int) -> tuple[list[list[int]], str]:
         found, digest = texts.read(Path(path))
-        length = min(LENGTH, self._context, self._judge.spec.context)
+        length = min(LENGTH, self._judge.context)
         begin = self._decoder.text.begin_token
         return texts.sequences(found, tokenizer, length=length, wanted=wanted, begin=begin, where=path), digest
 
-    def _source(self, decoder: Decoder) -> LayerSource:
-        return LayerSource(decoder.spec, decoder.weights, self._compiler, min(self._context, decoder.spec.context))
+    @property
+    def _model(self) -> FloatModel:
+        """Return the decoder as the steps have left it so far."""
+        return self._float(self._decoder)
 
-    def _reference(self, sequences: list[list[int]]) -> Reference:
-        hidden = self._before_head(sequences, "float reference", self._judge)
-        return Reference(sequences=sequences, hidden=hidden, head=_head(self._judge))
-
-    def _before_head(self, sequences: list[list[int]], what: str, decoder: Decoder) -> list[Array]:
-        """Return a float model's inputs of the head for each sequence, float32 [positions, channels]."""
-        source = self._source(decoder)
-        hidden = references.through(
-            _embedded(decoder, sequences),
-            len(decoder.spec.layers),
-            lambda index: source.runner(index, source.piece(index)),
-            lambda done, total: self._progress(what, done, total),
+    def _float(self, decoder: Decoder) -> FloatModel:
+        return FloatModel(
+            decoder=decoder,
+            compiler=self._compiler,
+            context=min(self._context, decoder.spec.context),
+            progress=self._progress,
         )
-        norm = _norm(decoder)
-        return [references.normalized(decoder.spec, norm, one) for one in hidden]
 
     def _search(self, reference: Reference) -> tuple[list[_Made], bool]:
         """Try the schemes in order until one keeps the budget; delete the files of those that do not.
@@ -303,7 +283,7 @@ class _Compilation:
 
     def _pieces(self, scheme: Scheme, *, again: bool) -> Learned:
         """Return the layers of a scheme; see :meth:`kedge.quantization.kept_pieces.LearnedLayers.of`."""
-        layers = self._layers(scheme, _embedded(self._decoder, self._calibration) if scheme.calibrated else [])
+        layers = self._layers(scheme, self._model.embedded(self._calibration) if scheme.calibrated else [])
         form = (self._compiler.layout(self._spec), self._context)
         return self._learned.of(scheme, layers, form=form, again=again)
 
@@ -317,7 +297,7 @@ class _Compilation:
 
     def _layers(self, scheme: Scheme, calibration: list[Array]) -> QuantizedLayers:
         return QuantizedLayers(
-            self._source(self._decoder),
+            self._model.layers,
             scheme,
             calibration,
             lambda done, total: self._progress(scheme.label, done, total),
@@ -412,7 +392,7 @@ class _Compilation:
         return Ends(
             embedding=table(weights.outer("embedding"), scheme, inputs if tied else None),
             positions=weights.outer("positions") if self._spec.learned_positions else None,
-            norm=_norm(self._decoder),
+            norm=self._model.norm,
             head=None if tied else table(weights.outer("head"), scheme, inputs),
         )
 
@@ -420,9 +400,7 @@ class _Compilation:
         """Return the correlations of the head's inputs over some calibration texts."""
         if self._correlations is None:
             some = self._calibration[:: max(len(self._calibration) // _HEAD_SEQUENCES, 1)]
-            self._correlations = correlations(
-                np.concatenate(self._before_head(some, "inputs of the head", self._decoder))
-            )
+            self._correlations = correlations(np.concatenate(self._model.before_head(some, "inputs of the head")))
         return self._correlations
 
     def _golden_inputs(self, sequences: list[list[int]]) -> tuple[Array, Array]:
