@@ -64,8 +64,8 @@ def test_what_onnx2tf_cannot_convert_or_mistakes_is_converted_without_it() -> No
 @pytest.mark.usefixtures("tflite_toolchain")
 def test_few_operators_stay_in_float_for_an_output() -> None:
     # All of them stayed in float: a last partial window of a MaxPool, by either converter; a norm whose one layer is
-    # what matters; attention whose scores are.
-    found = campaign("rpi4", (100011, 100103, 100177, 100122))
+    # what matters; attention whose scores are; the exponential of a Softplus, beside which all else was nothing.
+    found = campaign("rpi4", (100011, 100103, 100177, 100122, 400032))
     assert not [*found.noisy, *found.broken, *found.refused], found.text()
     assert min(found.shares) > 0.75, found.shares
 
