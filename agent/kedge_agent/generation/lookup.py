@@ -32,20 +32,25 @@ class StepTimes:
     def __init__(self) -> None:
         self._seconds: dict[int, float] = {}
         self._counts: Counter[int] = Counter()
+        self._relative: list[float] = []
 
     def add(self, positions: int, seconds: float) -> None:
         """Add a measurement."""
         before = self._seconds.get(positions)
         self._seconds[positions] = seconds if before is None else min(seconds, before * _DRIFT)
         self._counts[positions] += 1
+        self._relative.clear()
 
-    def relative(self, positions: int) -> float:
-        """Return the time of a step relative to one of a single position."""
-        known = [count for count in self._seconds if count <= positions and self._counts[count] >= _TRUSTED]
-        if 1 not in known:
-            return 1 + _PRIOR * (positions - 1)
-        nearest = max(known)
-        return max(self._seconds[nearest] / self._seconds[1], 1.0) + _PRIOR * (positions - nearest)
+    def relative(self) -> Sequence[float]:
+        """Return the times of steps of 1, 2 and so on up to :data:`LONGEST` + 1 positions, relative to the first."""
+        found = self._relative
+        if not found:
+            nearest, time, known = 1, 1.0, self._counts[1] >= _TRUSTED
+            for positions in range(1, LONGEST + 2):
+                if known and self._counts[positions] >= _TRUSTED:
+                    nearest, time = positions, max(self._seconds[positions] / self._seconds[1], 1.0)
+                found.append(time + _PRIOR * (positions - nearest))
+        return found
 
 
 class PromptLookup:
@@ -81,11 +86,11 @@ class PromptLookup:
             return []
         share, chance, expected = self._shares[self._size], 1.0, 1.0
         best, speed = 0, 1.0
-        for count in range(1, min(most, LONGEST) + 1):
+        for count, time in enumerate(self._times.relative()[1 : max(most, 0) + 1], 1):
             chance *= share
             expected += chance
-            if expected > speed * self._times.relative(count + 1):
-                best, speed = count, expected / self._times.relative(count + 1)
+            if expected > speed * time:
+                best, speed = count, expected / time
         # A text that repeats itself goes on where the last tokens begin.
         tokens, end = self._tokens, self._end
         return [tokens[end + at % (len(tokens) - end)] for at in range(best)]

@@ -36,7 +36,10 @@ class TextPieces:
         """Add a token and return the text that may be shown now, which is often empty."""
         if self.stopped:
             return ""
-        self._held += self._stream.step(self._tokenizer, token) or ""
+        piece: str = self._stream.step(self._tokenizer, token) or ""
+        if not self._stop:
+            return piece
+        self._held += piece
         found = [at for text in self._stop if (at := self._held.find(text)) >= 0]
         if found:
             self.stopped = True
