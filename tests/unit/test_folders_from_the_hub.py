@@ -14,9 +14,11 @@ from tests.support import decoders
 from tokenizers import AddedToken, Tokenizer
 
 from kedge.compiler.decoders.worker_parts import check_tokenizer
+from kedge.evaluation.decoders import texts
 from kedge.importing import model_kinds
 from kedge.importing.decoders import gguf_text, reading
 from kedge_protocol.errors import ConfigError, ModelError
+from kedge_targets.decoder import tokenizing
 
 _TEMPLATE = {"Sequence": {"id": "A", "type_id": 0}}
 _BEGIN = {"SpecialToken": {"id": "<s>", "type_id": 0}}
@@ -63,6 +65,19 @@ def test_a_tokenizer_that_does_not_say_how_texts_begin_is_asked_for_its_settings
     folder = decoders.folder(tmp_path / "model", "llama")
     _changed(folder / "tokenizer_config.json", add_bos_token=said)
     assert reading.read(folder).text.begin_token == begin
+
+
+def test_a_text_is_never_cut_off_or_filled_up_as_those_of_the_training_were(tmp_path: Path) -> None:
+    folder = decoders.folder(tmp_path / "model", "llama")
+    trained = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    trained.enable_truncation(16)
+    trained.enable_padding(length=32)
+    trained.save(str(folder / "tokenizer.json"))
+    assert len(trained.encode("a" * 100)) == 32
+    raw = reading.read(folder).text.tokenizer
+    for length in (3, 100):
+        for tokenizer in (tokenizing.opened(folder / "tokenizer.json"), texts.tokenizer(raw, where="model")):
+            assert len(tokenizer.encode("a" * length)) == length
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from kedge_protocol.errors import BundleError, InputError, MissingDependencyErro
 from kedge_protocol.packages import AGENT, pip_install
 from kedge_targets import registry
 from kedge_targets.calls import plan as plans
+from kedge_targets.decoder import tokenizing
 from kedge_targets.decoder.chat_template import ChatTemplate, Message
 
 if TYPE_CHECKING:
@@ -377,12 +378,10 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 def _tokenizer(path: Path) -> Any:
     try:
-        from tokenizers import Tokenizer
+        return tokenizing.opened(path)
     except ImportError as error:
         raise MissingDependencyError(
             f"tokenizers cannot be loaded: {error}", remedy=f"Install it with {pip_install('text', of=AGENT)}"
         ) from error
-    try:
-        return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises Exception itself
         raise BundleError(f"the tokenizer is refused: {error}", where=path.name) from error

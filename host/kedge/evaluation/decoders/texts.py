@@ -11,6 +11,7 @@ from kedge.importing.data_folders import listing
 from kedge_protocol import digest
 from kedge_protocol.errors import DatasetError, MissingDependencyError
 from kedge_protocol.packages import pip_install
+from kedge_targets.decoder import tokenizing
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
 _KEYS = ("text", "content")
@@ -26,13 +27,11 @@ def tokenizer(raw: bytes, *, where: str) -> Any:
         DatasetError: the library refuses the file.
     """
     try:
-        from tokenizers import Tokenizer
+        return tokenizing.opened(raw)
     except ImportError as error:
         raise MissingDependencyError(
             f"tokenizers cannot be loaded: {error}", remedy=f"Install it with {pip_install('generation')}"
         ) from error
-    try:
-        return Tokenizer.from_str(raw.decode())
     except Exception as error:  # the library raises Exception itself
         raise DatasetError(
             f"the tokenizer is refused: {error}", where=where, remedy="Fetch the folder again"
