@@ -104,6 +104,18 @@ def test_a_text_begins_as_in_llama_cpp(kind: str, split: str, said: bool | None,
     assert gguf_text.text_of(fields, "model.gguf").begin_token == begin
 
 
+@pytest.mark.parametrize(("split", "tokens"), [("llama-bpe", ["abc"]), ("qwen2", ["ab", "c"])])
+def test_a_word_that_is_a_token_of_llama_3_is_not_merged_of_others(split: str, tokens: list[str]) -> None:
+    fields = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": split,
+        "tokenizer.ggml.tokens": ["a", "b", "c", "ab", "abc"],
+        "tokenizer.ggml.merges": ["a b"],
+    }
+    tokenizer = tokenizing.opened(gguf_text.text_of(fields, "model.gguf").tokenizer)
+    assert tokenizer.encode("abc").tokens == tokens
+
+
 def test_what_lies_beside_a_model_changes_nothing(tmp_path: Path) -> None:
     folder = decoders.folder(tmp_path / "model", "qwen2", template="{{ messages[0].content }}")
     other = shutil.copytree(folder, tmp_path / "other")

@@ -20,9 +20,9 @@ _LLAMA3 = (
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 _SPLITS = {"gpt-2": _GPT2, "default": _GPT2, "llama-bpe": _LLAMA3, "llama3": _LLAMA3, "qwen2": _QWEN2}
 _DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell")
-_BEGUN = ("llama-bpe", "llama3")
-"""Splits whose texts begin with a token where the file does not say whether they do (llama-vocab.cpp): Llama 3's files
-do not say."""
+_OF_LLAMA3 = ("llama-bpe", "llama3")
+"""What llama-vocab.cpp knows of these splits, and Llama 3's files do not say: texts begin with a token, and a word that
+is a token is not merged of others."""
 
 
 def text_of(fields: dict[str, Any], where: str) -> TextFiles:
@@ -63,7 +63,7 @@ def text_of(fields: dict[str, Any], where: str) -> TextFiles:
         if fields.get(key) is not None
     }
     begin = fields.get("tokenizer.ggml.bos_token_id")
-    usual = kind == "llama" or fields.get("tokenizer.ggml.pre") in _BEGUN
+    usual = kind == "llama" or fields.get("tokenizer.ggml.pre") in _OF_LLAMA3
     adds = fields.get("tokenizer.ggml.add_bos_token", usual)
     special = {
         name: tokens[fields[key]]
@@ -102,6 +102,7 @@ def _byte_level(fields: dict[str, Any], tokens: list[str], where: str) -> dict[s
             "type": "BPE",
             "vocab": {token: at for at, token in enumerate(tokens)},
             "merges": [merge.split(" ", 1) for merge in fields.get("tokenizer.ggml.merges") or ()],
+            "ignore_merges": pre in _OF_LLAMA3,
         },
     }
 
