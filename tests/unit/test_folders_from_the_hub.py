@@ -171,6 +171,9 @@ def test_a_folder_that_holds_the_model_further_down_is_told_what_to_give(tmp_pat
     (folder / "config.json").unlink()
     with pytest.raises(ModelError, match=r"Give a file in it, as model-Q4_0\.gguf"):
         model_kinds.recognise(str(folder))
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="is an adapter without its model"):
+        model_kinds.recognise(str(folder))
     (tmp_path / "models--a--b" / "snapshots" / "0").mkdir(parents=True)
     with pytest.raises(ModelError, match="give the folder below snapshots"):
         model_kinds.recognise(str(tmp_path / "models--a--b"))

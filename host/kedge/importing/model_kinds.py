@@ -98,6 +98,9 @@ def recognise(source: str, *, trust_pickle: bool = False) -> Kind | Importer:
             return importer
     if path.is_dir() and (path / "config.json").is_file():
         return Kind.TRANSFORMERS
+    if path.is_dir() and (path / "adapter_config.json").is_file():
+        remedy = f"Give the model that it was trained on, and --adapter {path}"
+        raise ModelError("is an adapter without its model", where=source, remedy=remedy)
     if path.is_dir() and any(path.glob("*.safetensors")):
         raise ModelError("holds weights and no config.json", where=source, remedy="Fetch the folder again")
     if path.is_dir():

@@ -79,8 +79,9 @@ def of_folder(folder: Path, config: Mapping[str, Any]) -> TextFiles:
 def _begin_token(tokenizer: bytes, settings: Mapping[str, Any], config: Mapping[str, Any], *, where: str) -> int | None:
     """Return the token that a folder's tokenizer puts before a text.
 
-    As in transformers, the tokenizer's post-processor decides, and ``add_bos_token`` where there is none. A
-    ``bos_token_id`` alone puts nothing: Qwen2, SmolLM2 and GPT-2 have one that no text begins with.
+    As in transformers, the tokenizer's post-processor decides; where there is none, ``add_bos_token``, which its
+    versions before 5 followed. A ``bos_token_id`` alone puts nothing: Qwen2, SmolLM2 and GPT-2 have one that no text
+    begins with.
     """
     processor = json.loads(tokenizer).get("post_processor")
     if processor is None:
