@@ -54,7 +54,8 @@ class StepTimes:
 
 
 class PromptLookup:
-    """Guesses for one answer.
+    """Guesses for one answer. What was said is looked through when a guess is asked for: neither the first token of an
+    answer waits for it, nor do answers that are written beside others.
 
     Args:
         prompt: its tokens.
@@ -63,25 +64,21 @@ class PromptLookup:
 
     def __init__(self, prompt: Sequence[int], times: StepTimes) -> None:
         self._times = times
+        self._prompt = prompt
+        self._added: list[int] = []
         self._tokens: list[int] = []
         self._ends: dict[tuple[int, ...], int] = {}
         self._shares = dict.fromkeys(_SIZES, _SHARE)
         self._size = 0
         self._end = 0
-        for token in prompt:
-            self._enter(token)
-        self._find()
 
     def add(self, token: int) -> None:
         """Add the next token of the answer."""
-        if self._size:
-            right = self._tokens[self._end] == token
-            self._shares[self._size] += _WEIGHT * (right - self._shares[self._size])
-        self._enter(token)
-        self._find()
+        self._added.append(token)
 
     def guess(self, most: int) -> list[int]:
         """Return up to ``most`` tokens that may follow; none if guesses do not pay."""
+        self._catch_up()
         if not self._size:
             return []
         share, chance, expected = self._shares[self._size], 1.0, 1.0
@@ -94,6 +91,20 @@ class PromptLookup:
         # A text that repeats itself goes on where the last tokens begin.
         tokens, end = self._tokens, self._end
         return [tokens[end + at % (len(tokens) - end)] for at in range(best)]
+
+    def _catch_up(self) -> None:
+        if self._prompt:
+            for token in self._prompt:
+                self._enter(token)
+            self._prompt = ()
+            self._find()
+        for token in self._added:
+            if self._size:
+                right = self._tokens[self._end] == token
+                self._shares[self._size] += _WEIGHT * (right - self._shares[self._size])
+            self._enter(token)
+            self._find()
+        self._added.clear()
 
     def _enter(self, token: int) -> None:
         # What ends at the last token is entered with the next one: looked up, it finds an earlier occurrence.

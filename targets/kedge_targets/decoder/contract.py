@@ -71,6 +71,7 @@ class LoweredDecoder:
     Attributes:
         window_bytes: of a slot's caches that hold a window, and do not grow with the context.
         parts: the parts of a decoder that is split; ``files`` then are those of all parts.
+        layers: of a part: its first layer, and the one after its last.
     """
 
     files: dict[str, Path]
@@ -81,6 +82,7 @@ class LoweredDecoder:
     source_position_bytes: int = 0
     window_bytes: int = 0
     parts: tuple[LoweredDecoder, ...] = ()
+    layers: tuple[int, int] = (0, 0)
 
 
 class LayerRunner(abc.ABC):

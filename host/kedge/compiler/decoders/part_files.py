@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -29,14 +28,7 @@ def joined(parts: Sequence[LoweredDecoder]) -> LoweredDecoder:
 
 
 def answers(
-    request: DecoderRequest,
-    lowered: LoweredDecoder,
-    cuts: Sequence[int],
-    tokens: Array,
-    columns: Array,
-    *,
-    layers: int,
-    context: int,
+    request: DecoderRequest, parts: Sequence[LoweredDecoder], tokens: Array, columns: Array, *, context: int
 ) -> tuple[PartAnswer, ...]:
     """Return the parts with their golden vectors: each part gets what the parts before it gave with the first kernel
     set, so that it is judged alone.
@@ -48,15 +40,15 @@ def answers(
     values = tokens
     given: list[dict[str, Array]] = []
     runs: list[list[dict[str, Array]]] = []
-    for part in lowered.parts:
+    for part in parts:
         given.append({"values": values})
         runs.append([_run(request, part, one, given[-1]) for one in sets])
         values = runs[-1][0]["prefill"]
     # What the last part gives goes to the head, which the first one has.
     given[0] |= {"closing": values, "columns": columns}
-    runs[0] = [_run(request, lowered.parts[0], one, given[0]) for one in sets]
+    runs[0] = [_run(request, parts[0], one, given[0]) for one in sets]
     found = []
-    for at, (part, ends) in enumerate(zip(lowered.parts, itertools.pairwise((0, *cuts, layers)), strict=True)):
+    for at, part in enumerate(parts):
         path = Path(request.workdir) / f"golden-{at}.npz"
         save_vectors(path, given[at], runs[at])
         found.append(
@@ -65,7 +57,7 @@ def answers(
                 entry=part.entry,
                 runtimes=part.runtimes,
                 golden=str(path),
-                layers=ends,
+                layers=part.layers,
                 bytes=sum(file.stat().st_size for file in part.files.values()),
                 position_bytes=part.position_bytes,
                 window_bytes=part.window_bytes,

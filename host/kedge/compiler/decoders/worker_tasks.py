@@ -90,14 +90,12 @@ class _Made:
 
     Attributes:
         damages: see :attr:`kedge.quantization.decoder_layers.QuantizedLayers.damages`.
-        cuts: where the layers are cut; empty for a model that stays whole.
         pieces: the same layers once more, for another backend.
     """
 
     lowered: LoweredDecoder
     attempt: Attempt
     damages: tuple[float, ...]
-    cuts: tuple[int, ...]
     pieces: Pieces
 
 
@@ -174,10 +172,7 @@ class _Compilation:
     def _parts(self, made: _Made, tokens: Array, columns: Array) -> tuple[PartAnswer, ...]:
         if not made.lowered.parts:
             return ()
-        layers, context = len(self._spec.layers), self._context
-        return part_files.answers(
-            self._request, made.lowered, made.cuts, tokens, columns, layers=layers, context=context
-        )
+        return part_files.answers(self._request, made.lowered.parts, tokens, columns, context=self._context)
 
     def _stepped(self, tokenizer: Any, reference: Reference) -> tuple[DecoderStepEntry, ...]:
         """Run the steps: from here on the decoder is what they made of it."""
@@ -293,7 +288,7 @@ class _Compilation:
             learned.kept.finish(learned.damages)
         once_more: Pieces = lambda index: self._layers(scheme, [])(index)  # noqa: E731 -- one of two
         again = once_more if learned.kept is None else learned.kept.again
-        return _Made(lowered, attempt, tuple(learned.damages), self._cuts(scheme), again)
+        return _Made(lowered, attempt, tuple(learned.damages), again)
 
     def _layers(self, scheme: Scheme, calibration: list[Array]) -> QuantizedLayers:
         return QuantizedLayers(
@@ -355,7 +350,7 @@ class _Compilation:
             except (LoweringError, VerificationError, MissingDependencyError) as error:
                 refused.append(BackendPace(backend=rival.backend, refused=str(error)))
                 continue
-            one = _Made(lowered, attempt, (), (), first.pieces)
+            one = _Made(lowered, attempt, (), first.pieces)
             if reason := attempt.broken or self._too_large(lowered):
                 made.append(one)
                 refused.append(BackendPace(backend=rival.backend, refused=reason))

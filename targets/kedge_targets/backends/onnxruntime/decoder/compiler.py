@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -129,7 +129,7 @@ class Compiler(contract.DecoderCompiler):
                     closing.head(ends.embedding, ends.norm, ends.head, ends.head_bias)
                 for title, one in graphs.items():
                     (folder / title).write_bytes(one.model().SerializeToString(deterministic=True))
-            found.append(self._lowered(folder, (*graphs, DATA), caches))
+            found.append(replace(self._lowered(folder, (*graphs, DATA), caches), layers=(first, last)))
         return tuple(found)
 
     def _cache(self, spec: DecoderSpec, index: int, piece: Piece, context: int) -> _Cache:
