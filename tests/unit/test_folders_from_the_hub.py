@@ -116,6 +116,19 @@ def test_a_word_that_is_a_token_of_llama_3_is_not_merged_of_others(split: str, t
     assert tokenizer.encode("abc").tokens == tokens
 
 
+def test_decomposed_letters_are_those_of_qwen_2_in_gguf_too() -> None:
+    letters = [
+        "e",
+        "\u00c3",
+        "\u00a9",
+        "\u00cc",
+        "\u0123",
+    ]  # the bytes of two forms of one letter, as GPT-2 writes them
+    fields = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "qwen2", "tokenizer.ggml.tokens": letters}
+    tokenizer = tokenizing.opened(gguf_text.text_of(fields, "model.gguf").tokenizer)
+    assert tokenizer.encode("e\u0301").ids == tokenizer.encode("\u00e9").ids == [1, 2]
+
+
 def test_what_lies_beside_a_model_changes_nothing(tmp_path: Path) -> None:
     folder = decoders.folder(tmp_path / "model", "qwen2", template="{{ messages[0].content }}")
     other = shutil.copytree(folder, tmp_path / "other")

@@ -84,12 +84,7 @@ def stepped(
     """
     if (folder / "entries.json").is_file():
         return _loaded(decoder, folder)
-    from kedge.training.decoder.weights import held
-
-    whole = held(decoder.spec, decoder.weights, norm_bias=decoder.weights.has_bias("norm"))
-    other = None
-    if teacher is not None:
-        other = held(teacher.spec, teacher.weights, norm_bias=teacher.weights.has_bias("norm"))
+    whole, other = _held(decoder), None if teacher is None else _held(teacher)
     current, entries = whole, []
     for choice in choices:
         began = time.perf_counter()
@@ -122,6 +117,12 @@ def stepped(
     _store(current.weights.outside, current.weights.layers, stored, folder)
     made = replace(decoder, spec=spec, weights=current.weights, parameters=current.parameters)
     return made, stored.entries
+
+
+def _held(decoder: Decoder) -> HeldDecoder:
+    from kedge.training.decoder.weights import held
+
+    return held(decoder.spec, decoder.weights, norm_bias=decoder.weights.has_bias("norm"))
 
 
 def _judged(decoder: HeldDecoder, reference: Reference) -> Figures:

@@ -62,9 +62,6 @@ def text_of(fields: dict[str, Any], where: str) -> TextFiles:
         for key in ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
         if fields.get(key) is not None
     }
-    begin = fields.get("tokenizer.ggml.bos_token_id")
-    usual = kind == "llama" or fields.get("tokenizer.ggml.pre") in _OF_LLAMA3
-    adds = fields.get("tokenizer.ggml.add_bos_token", usual)
     special = {
         name: tokens[fields[key]]
         for name, key in (("bos_token", "tokenizer.ggml.bos_token_id"), ("eos_token", "tokenizer.ggml.eos_token_id"))
@@ -76,10 +73,16 @@ def text_of(fields: dict[str, Any], where: str) -> TextFiles:
     return TextFiles(
         tokenizer=json.dumps(made, ensure_ascii=False).encode(),
         template=template,
-        begin_token=int(begin) if begin is not None and adds else None,
+        begin_token=_begin_token(fields),
         end_tokens=tuple(sorted(int(one) for one in ends)),
         special=special,
     )
+
+
+def _begin_token(fields: dict[str, Any]) -> int | None:
+    begin = fields.get("tokenizer.ggml.bos_token_id")
+    usual = fields.get("tokenizer.ggml.model") == "llama" or fields.get("tokenizer.ggml.pre") in _OF_LLAMA3
+    return int(begin) if begin is not None and fields.get("tokenizer.ggml.add_bos_token", usual) else None
 
 
 def _byte_level(fields: dict[str, Any], tokens: list[str], where: str) -> dict[str, Any]:
@@ -96,6 +99,8 @@ def _byte_level(fields: dict[str, Any], tokens: list[str], where: str) -> dict[s
         )
     return {
         "version": "1.0",
+        # As Qwen2's own tokenizer has it; llama.cpp leaves decomposed letters as they are.
+        "normalizer": {"type": "NFC"} if pre == "qwen2" else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": splits},
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
         "model": {
