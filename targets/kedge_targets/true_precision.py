@@ -21,12 +21,14 @@ class Numbers:
             zero-points and biases are no weights.
         macs: multiply-accumulates of one sample.
         integer_macs: those whose factors are both integers.
+        dynamic_macs: those of them whose activations a file rounds by the range of each call.
         rounds: whether anything at all is quantized.
     """
 
     weight_bytes: dict[str, int] = field(default_factory=dict)
     macs: int = 0
     integer_macs: int = 0
+    dynamic_macs: int = 0
     rounds: bool = False
 
     @property
@@ -68,6 +70,8 @@ def true_name(precision: Precision, numbers: Numbers | None) -> str:
     shares = [one for one in (numbers.weights_in_integers, numbers.macs_in_integers) if one is not None]
     if numbers.rounds and not any(share < MOST for share in shares):
         found = precision if precision.family in (Family.STATIC, Family.DYNAMIC) else Precision.INT8
+        if 2 * numbers.dynamic_macs > numbers.integer_macs:  # a file that was so before
+            found = Precision.INT8_DYNAMIC
     elif numbers.rounds:
         return MIXED
     else:

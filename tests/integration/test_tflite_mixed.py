@@ -11,11 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
-from onnx import helper
 from tests.support import field, lowering, tflite_graphs
 from tests.support.requirements import missing
 
-from kedge_protocol.errors import LoweringError, UnsupportedOperatorError
+from kedge_protocol.errors import LoweringError
 from kedge_targets.backends.tflite import counting
 from kedge_targets.contract import Lowered
 from kedge_targets.graph import library
@@ -240,18 +239,3 @@ def test_a_quantized_file_is_quantized_once(tmp_path: Path) -> None:
     assert judged(model, lowered)["y"] > HEALTHY
     assert any("quantized already" in note for note in lowered.notes)
     assert counting.numbers(lowered.files[lowered.entry]).integer_macs > 0
-
-
-def test_an_operator_on_integers_is_refused_by_name(tmp_path: Path) -> None:
-    stored = tflite_graphs.Stored(1)
-    scale, zero = stored.value("s", np.float32(0.1)), stored.value("z", np.uint8(0))
-    weight = stored.value("w", np.ones((16, 4), np.uint8))
-    nodes = [
-        helper.make_node("QuantizeLinear", ["x", scale, zero], ["q"], name="down"),
-        helper.make_node("QLinearMatMul", ["q", scale, zero, weight, scale, zero, scale, zero], ["m"], name="the sum"),
-        helper.make_node("DequantizeLinear", ["m", scale, zero], ["y"], name="up"),
-    ]
-    model = tflite_graphs.model(nodes, {"x": ["N", 16]}, ["y"], stored)
-    with pytest.raises(UnsupportedOperatorError, match="the sum") as caught:
-        lower(model, tmp_path / "int8")
-    assert "QDQ" in str(caught.value.remedy)

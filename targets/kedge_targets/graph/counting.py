@@ -26,6 +26,8 @@ _INTEGER = frozenset({
     "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearConv", "QLinearMatMul",
     "QGemm", "DynamicQuantizeLSTM",
 })  # fmt: skip
+_DYNAMIC = frozenset({"DynamicQuantizeMatMul", "DynamicQuantizeLSTM"})
+"""Those that round what they are given by its own range."""
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "FusedConv", "ConvInteger", "QLinearConv"})
 _TABLES = frozenset({"Gather", "GatherND", "GatherBlockQuantized"})
 _RECURRENT = frozenset({"LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"})
@@ -73,7 +75,7 @@ class _Counter:
         self._stored = _stored(model)
         self._weights: dict[str, str] = {}  # constant → dtype that it is used in
         self._beside: set[str] = set()  # constants that weights are read back with
-        self._macs = self._integer_macs = 0
+        self._macs = self._integer_macs = self._dynamic_macs = 0
 
     def counted(self) -> Numbers:
         everything = [node for graph in nodes.graphs(self._model.graph) for node in graph.node]
@@ -91,6 +93,7 @@ class _Counter:
             weight_bytes=dict(sorted(sizes_.items())),
             macs=self._macs,
             integer_macs=self._integer_macs,
+            dynamic_macs=self._dynamic_macs,
             rounds=any(node.op_type in _ROUNDING for node in everything)
             or any(kind.startswith(("int", "uint")) for kind in sizes_),
         )
@@ -103,6 +106,9 @@ class _Counter:
         self._macs += count
         if self._in_integers(node):
             self._integer_macs += count
+            maker = self._wiring.maker.get(self._wiring.source(node.input[0]))
+            if node.op_type in _DYNAMIC or (maker is not None and maker.op_type == "DynamicQuantizeLinear"):
+                self._dynamic_macs += count
 
     def _weigh(self, tensor: str, rank: int = 0) -> None:
         """Count the largest constant behind a tensor, if only constants are behind it."""

@@ -1,14 +1,15 @@
-"""Restores the float graph of a file that is already quantized by QuantizeLinear and DequantizeLinear pairs."""
+"""Restores the float graph of a file that is already quantized."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from kedge_protocol.errors import UnsupportedOperatorError
-from kedge_targets.graph import dead_code
+from kedge_targets.graph import dead_code, integer_operators, ranges
 from kedge_targets.graph.wiring import Wiring
 
 if TYPE_CHECKING:
@@ -16,39 +17,63 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
-_INTEGER_OPERATORS = frozenset({
-    "ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QGemm", "QLinearAdd", "QLinearConcat", "QLinearConv",
-    "QLinearGlobalAveragePool", "QLinearMatMul", "QLinearMul", "QLinearSigmoid", "DynamicQuantizeMatMul",
-})  # fmt: skip
+TAKEN = "the model was quantized already: its weights are taken as they are"
+
+_LOOKED_AT = 32
+"""Samples on which a file is asked what its pairs cut off."""
+_FAR, _STEP = 0.05, 1 / 255
+"""Shares of a pair's range; what lies farther beyond was cut off on purpose, and not by chance of the samples."""
 
 
-def restored(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-    """Return the model without its pairs, and a note; the given model if it has none. Weights are dequantized,
-    activations are no longer rounded. Clipping at 0 stays: quantizers drop a Relu if unsigned integers do its work.
+def restored(
+    model: onnx.ModelProto, calibration: Iterable[Mapping[str, Array]] = ()
+) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """Return the model in float, and a note; the given model if it is not quantized. Weights are dequantized,
+    activations are no longer rounded. Clipping stays: quantizers drop a Relu or Clip if the ends of integers do its
+    work.
+
+    Args:
+        calibration: shows where values lie far beyond a pair's range, so that the pair clips them; without samples
+            each pair counts as clipping.
 
     Raises:
-        UnsupportedOperatorError: the file holds operators on integers instead of pairs; names the first.
+        UnsupportedOperatorError: see :func:`kedge_targets.graph.integer_operators.in_pairs`.
     """
-    for node in model.graph.node:
-        if node.op_type in _INTEGER_OPERATORS:
-            raise UnsupportedOperatorError(
-                f"computes with integers already ({node.op_type})",
-                where=f"node {node.name!r}",
-                remedy="Give the float model, or one quantized in the QDQ format; Kedge quantizes it for each target",
-            )
+    given, model = model, integer_operators.in_pairs(model)
     if not any(node.op_type == "DequantizeLinear" for node in model.graph.node):
-        return model, ()
+        return model, () if model is given else (TAKEN,)
     import onnx
 
     given, model = model, onnx.ModelProto()
     model.CopyFrom(given)
     wiring = Wiring(model)
-    changed = {node.output[0]: made for node in model.graph.node if (made := _instead(node, wiring, model)) is not None}
-    kept = [changed.get(node.output[0] if node.output else "", node) for node in model.graph.node]
+    clipping = _clipping(given, wiring, list(itertools.islice(calibration, _LOOKED_AT)))
+    kept: list[onnx.NodeProto] = []
+    for node in given.graph.node:
+        made = _instead(node, wiring, model, clipping)
+        kept += [node] if made is None else made
     del model.graph.node[:]
-    model.graph.node.extend(node for node in kept if node.op_type)
+    model.graph.node.extend(kept)
     dead_code.remove_dead_nodes(model)
-    return model, ("the model was quantized already: its weights are taken as they are",)
+    return model, (TAKEN,)
+
+
+def _clipping(model: onnx.ModelProto, wiring: Wiring, samples: list[Mapping[str, Array]]) -> set[str]:
+    """Return the activations whose pair does the work of a Relu or Clip."""
+    found = own_ranges(model)
+    seen = ranges.histograms(model, samples, list(found), counts=False) if samples and found else {}
+    clipped = set()
+    for name, (low, high) in found.items():
+        width = high - low
+        # 0 is an end by intention: beyond it is what lies a step below.
+        below = _STEP * width if low == 0 else _FAR * width
+        if name in seen:
+            beyond = seen[name].low < low - below or seen[name].high > high + _FAR * width
+        else:
+            beyond = low != 0 or not wiring.never_negative(name)
+        if beyond:
+            clipped.add(name)
+    return clipped
 
 
 def own_ranges(model: onnx.ModelProto) -> dict[str, tuple[float, float]]:
@@ -65,28 +90,52 @@ def own_ranges(model: onnx.ModelProto) -> dict[str, tuple[float, float]]:
     return found
 
 
-def _instead(node: onnx.NodeProto, wiring: Wiring, model: onnx.ModelProto) -> onnx.NodeProto | None:
-    """Return the replacement of a DequantizeLinear; a node without an operator if it disappears; None for other
-    nodes."""
-    import onnx
+def _instead(
+    node: onnx.NodeProto, wiring: Wiring, model: onnx.ModelProto, clipping: set[str]
+) -> list[onnx.NodeProto] | None:
+    """Return the replacement of a DequantizeLinear; None for other nodes."""
+    from onnx import helper, numpy_helper
 
     if node.op_type != "DequantizeLinear" or wiring.constant(node.input[1]) is None:
         return None
     value = wiring.constant(node.input[0])
     if value is not None:
-        made = onnx.numpy_helper.from_array(_values(value, node, wiring), node.output[0])
-        model.graph.initializer.append(made)
-        return onnx.NodeProto(output=[node.output[0]])
+        model.graph.initializer.append(numpy_helper.from_array(_values(value, node, wiring), node.output[0]))
+        return []
+
+    def stored(what: str, number: float) -> str:
+        name = f"{node.output[0]}_{what}"
+        model.graph.initializer.append(numpy_helper.from_array(np.array(number, np.float32), name))
+        return name
+
     down = wiring.maker.get(node.input[0])
+    if down is None and wiring.is_input(node.input[0]):
+        return _from_input(node, wiring, stored)
     if down is None or down.op_type != "QuantizeLinear" or wiring.constant(down.input[1]) is None:
         return None
-    low, high = _bounds(node, wiring)
-    if low == 0 and not wiring.never_negative(down.input[0]):
-        names = [f"{node.output[0]}_low", f"{node.output[0]}_high"]
-        for name, bound in zip(names, (low, high), strict=True):
-            model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(bound, np.float32), name))
-        return onnx.helper.make_node("Clip", [down.input[0], *names], [node.output[0]], name=node.name)
-    return onnx.helper.make_node("Identity", [down.input[0]], [node.output[0]], name=node.name)
+    if down.input[0] in clipping:
+        ends = [stored(*end) for end in zip(("low", "high"), _bounds(node, wiring), strict=True)]
+        return [helper.make_node("Clip", [down.input[0], *ends], [node.output[0]], name=node.name)]
+    return [helper.make_node("Identity", [down.input[0]], [node.output[0]], name=node.name)]
+
+
+def _from_input(
+    node: onnx.NodeProto, wiring: Wiring, stored: Callable[[str, float], str]
+) -> list[onnx.NodeProto] | None:
+    """Read integers back that the model is given."""
+    from onnx import helper
+
+    step, zero = _parameters(node, wiring)
+    if step.size != 1 or zero.size != 1:
+        return None
+    answer = node.output[0]
+    between = [f"{answer}_number", f"{answer}_difference"]
+    scales = stored("zero", float(zero.reshape(-1)[0])), stored("step", float(step.reshape(-1)[0]))
+    return [
+        helper.make_node("Cast", [node.input[0]], between[:1], name=f"{node.name}_number", to=1),
+        helper.make_node("Sub", [between[0], scales[0]], between[1:], name=f"{node.name}_difference"),
+        helper.make_node("Mul", [between[1], scales[1]], [answer], name=node.name),
+    ]
 
 
 def _values(value: Array, node: onnx.NodeProto, wiring: Wiring) -> Array:

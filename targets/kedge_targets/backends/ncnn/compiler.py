@@ -108,7 +108,7 @@ class Compiler(CompilerTemplate):
         given = model_reader.load(job.graph)
         model, fixed = free_dimensions.settle(given, job.calibration, device="ncnn")
         calibration = free_dimensions.FilledCalibration(job.calibration, model)
-        model, taken = dequantization.restored(model)
+        model, taken = dequantization.restored(model, calibration)
         model = batch.fix_batch(canonicalization.in_float32(model), 1)
         _check_ends(given, model)
         graph = job.workdir / "graph.onnx"

@@ -24,6 +24,7 @@ from kedge_targets.graph import (
     deduplication,
     float_regions,
     gptq,
+    integer_operators,
     layers,
     library,
     model_reader,
@@ -243,6 +244,8 @@ def _static(
     static = int8.static(prepared, job.plan, how, must, job.calibration)
     seconds = time.perf_counter() - start
     made = static.model
+    if any(node.op_type in integer_operators.INTEGER_OPERATORS for node in given.graph.node):
+        notes += (qdq_insertion.ALREADY,)
     if static.kept:
         notes += (output_guard.note(static.kept, static.weak),)
         apart += tuple(one.name for one in layers.layers(given) if one.name in static.kept)

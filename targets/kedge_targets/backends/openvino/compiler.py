@@ -18,28 +18,23 @@ from kedge_protocol.errors import ConfigError, LoweringError, TargetError
 from kedge_targets.backends.openvino import (
     counting,
     devices,
-    float_check,
     library,
     nncf_patterns,
     nncf_preparation,
+    opening,
     reading,
     representation,
 )
-from kedge_targets.backends.openvino.older_softmax import with_softmax_of_onnx
 from kedge_targets.backends.openvino.reaching import Reaching
 from kedge_targets.backends.openvino.samples import Samples, SingleCalibration, at_once
 from kedge_targets.compiler_template import CompilerTemplate, LoweringJob
 from kedge_targets.contract import Array, Calibration, Lowered
 from kedge_targets.graph import (
     attention,
-    batch,
     branches,
-    canonicalization,
-    concat_scales,
     free_dimensions,
     layers,
     model_reader,
-    model_writer,
     output_guard,
     plan_layers,
     qdq_insertion,
@@ -138,17 +133,12 @@ def _lower(job: LoweringJob, how: QuantizationScheme) -> Lowered:
     read = model_reader.load(job.graph)
     if any(info.dtype == "float64" for info in signature.inputs(read)):
         job = replace(job, calibration=SingleCalibration(job.calibration))
-    given = _ready(read, job, wanted)
+    trained, fixed = read, tuple[str, ...]()
     if wanted.kind == devices.NPU:
-        job = replace(job, calibration=free_dimensions.FilledCalibration(job.calibration, given.trained))
+        trained, fixed = free_dimensions.settle(read, job.calibration, device="an NPU")
+        job = replace(job, calibration=free_dimensions.FilledCalibration(job.calibration, trained))
     precision = plan_layers.leading(plan)
-    graph = job.graph
-    if given.graph is not given.read:
-        graph = workdir / "prepared.onnx"
-        model_writer.save(given.graph, graph)
-    model = reading.read(openvino, graph, given.graph)
-    if not given.rounded:
-        float_check.check(openvino, model, given.graph, job.calibration)
+    given, graph, model = opening.opened(openvino, read, trained, job, wanted)
     tools = {"openvino": openvino.__version__.split("-")[0]}
     quantized = _Quantized(model=model)
     if given.rounded:
@@ -176,48 +166,10 @@ def _lower(job: LoweringJob, how: QuantizationScheme) -> Lowered:
         tools=tools,
         runtime_options=_of_runtime(job.options),
         seconds=quantized.seconds,
-        notes=(*given.notes, *quantized.notes, *_elsewhere(wanted)),
+        notes=(*fixed, *given.notes, *quantized.notes, *_elsewhere(wanted)),
         calibration_samples=quantized.samples,
         floating=quantized.floating,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Ready:
-    """The graph in the form that OpenVINO takes.
-
-    Attributes:
-        read: as stored in the file.
-        trained: with the sizes that the device requires to be fixed.
-        graph: with a fixed batch and prepared for NNCF, if needed.
-        rounded: whether it is already quantized and left as it is.
-    """
-
-    read: onnx.ModelProto
-    trained: onnx.ModelProto
-    graph: onnx.ModelProto
-    rounded: bool
-    notes: tuple[str, ...]
-
-
-def _ready(read: onnx.ModelProto, job: LoweringJob, wanted: devices.Settings) -> _Ready:
-    trained, fixed = read, tuple[str, ...]()
-    if wanted.kind == devices.NPU:
-        trained, fixed = free_dimensions.settle(read, job.calibration, device="an NPU")
-    given = trained
-    if not wanted.on_cpu and batch.size(given) is None:
-        # An NPU takes fixed shapes only, and a GPU compiles each size anew.
-        given = batch.fix_batch(given, 1)
-    given = with_softmax_of_onnx(canonicalization.without_doubles(given))
-    integers = plan_layers.leading(job.plan) is Precision.INT8
-    rounded = integers and qdq_insertion.has_qdq(given)
-    if integers and not rounded:
-        given = nncf_preparation.prepare_for_nncf(nncf_preparation.with_norms_of_onnx(given))
-        given = model_reader.infer_shapes(given, where=job.graph.name)
-        given = concat_scales.even_out(given, job.calibration)
-    elif not rounded:
-        given = nncf_preparation.with_averages_of_onnx(nncf_preparation.with_norms_of_onnx(given))
-    return _Ready(read=read, trained=trained, graph=given, rounded=rounded, notes=fixed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +185,12 @@ class _Quantized:
 
 
 def _by_nncf(
-    openvino: Any, graph: Path, given: _Ready, how: QuantizationScheme, job: LoweringJob, wanted: devices.Settings
+    openvino: Any,
+    graph: Path,
+    given: opening.Ready,
+    how: QuantizationScheme,
+    job: LoweringJob,
+    wanted: devices.Settings,
 ) -> _Quantized:
     usual = "transformer" if attention.products(given.graph) else "any"
     options = {"model_type": usual, **job.options}

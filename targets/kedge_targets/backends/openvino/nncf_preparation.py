@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from kedge_targets.backends.openvino import integer_reductions
 from kedge_targets.graph import canonicalization, opsets
 from kedge_targets.graph.names import Names
 from kedge_targets.graph.wiring import Wiring
@@ -37,9 +38,25 @@ def prepare_for_nncf(model: onnx.ModelProto) -> onnx.ModelProto:
     _put_weights_behind(made)
     _give_biases(made)
     _give_products_biases(made)
-    _free_leading_axes(made)
-    _keep_gathered_axes(made)
+    _compute_integers_rightly(made)
     return made
+
+
+def prepare_pairs(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return an equivalent copy of a quantized graph without what the plugin computes wrongly in integers."""
+    import onnx
+
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    _convolve_averages(made)
+    _compute_integers_rightly(made)
+    return made
+
+
+def _compute_integers_rightly(model: onnx.ModelProto) -> None:
+    _free_leading_axes(model)
+    _keep_gathered_axes(model)
+    integer_reductions.with_four_axes(model)
 
 
 def _give_biases(model: onnx.ModelProto) -> None:

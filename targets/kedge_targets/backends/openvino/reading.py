@@ -21,12 +21,14 @@ _LONGEST = 120
 _IN_FLOAT32 = {"INFERENCE_PRECISION_HINT": "f32"}
 
 
-def read(openvino: Any, graph: Path, given: onnx.ModelProto) -> Any:
+def read(openvino: Any, graph: Path, given: onnx.ModelProto, *, folded: bool = True) -> Any:
     """Return OpenVINO's model of a graph.
 
     Args:
         graph: its file.
         given: the same graph.
+        folded: whether what is computed of constants alone becomes one. The weights of a quantized file stay integers
+            without.
 
     Raises:
         UnsupportedOperatorError: names the node that OpenVINO does not read.
@@ -44,6 +46,8 @@ def read(openvino: Any, graph: Path, given: onnx.ModelProto) -> Any:
             ) from error
         raise LoweringError(f"OpenVINO cannot read the graph: {library.reason_of(error)}", where=graph.name) from error
     _check_order(model, given)
+    if not folded:
+        return model
     # NNCF takes a weight only where it is a constant, not where it is computed from one.
     from openvino.passes import ConstantFolding, Manager
 

@@ -18,11 +18,12 @@ from kedge_protocol.bundle.config import RuntimeRequirement, TensorSpec, Verifie
 from kedge_protocol.errors import LoweringError, TargetError
 from kedge_targets.backends.tensorrt import operators, parser_check, profiles, quantization, recipe
 from kedge_targets.compiler_template import CompilerTemplate, LoweringJob
-from kedge_targets.contract import Lowered
+from kedge_targets.contract import Calibration, Lowered
 from kedge_targets.graph import (
     batch,
     counting,
     dequantization,
+    integer_operators,
     library,
     model_reader,
     model_writer,
@@ -140,7 +141,7 @@ def _lower(job: LoweringJob) -> Lowered:
     plan, calibration, target = job.plan, job.calibration, job.target
     options, workdir = job.options, job.workdir
     leading = plan_layers.leading(plan)
-    ready = _ready(job.graph, target, options, workdir)
+    ready = _ready(job.graph, target, options, workdir, calibration)
     files: dict[str, Path] = {}
     notes = [*ready.notes, *ready.fit.notes]
     seconds: dict[str, float] = {}
@@ -178,12 +179,12 @@ def _lower(job: LoweringJob) -> Lowered:
     )
 
 
-def _ready(graph: Path, target: Target, options: Mapping[str, Any], workdir: Path) -> _Graph:
+def _ready(graph: Path, target: Target, options: Mapping[str, Any], workdir: Path, calibration: Calibration) -> _Graph:
     loaded = model_reader.load(graph)
     nodes.check_operators(loaded, where=graph.name)
     ends = (*signature.inputs(loaded), *signature.outputs(loaded))
-    fixed = _batched(loaded, options, where=graph.name)
-    given, taken = dequantization.restored(fixed)
+    fixed = integer_operators.in_pairs(_batched(loaded, options, where=graph.name))
+    given, taken = dequantization.restored(fixed, calibration)
     version = target.runtimes[RUNTIME]
     operators.fit(given, version, where=graph.name)
     prepared = quantizer_preparation.prepare(given, workdir / "prepared.onnx", quantized=True)

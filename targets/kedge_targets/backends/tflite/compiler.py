@@ -111,7 +111,7 @@ class Compiler(CompilerTemplate):
         given = model_reader.load(job.graph)
         model, fixed = free_dimensions.settle(given, calibration, device="TFLite")
         calibration = free_dimensions.FilledCalibration(calibration, model)
-        model, taken = dequantization.restored(model)
+        model, taken = dequantization.restored(model, calibration)
         model = canonicalization.in_float32(model)
         if precision is Precision.INT8:
             model = concat_scales.even_out(model, calibration)
