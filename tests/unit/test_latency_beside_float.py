@@ -100,6 +100,18 @@ def test_another_runtimes_float_is_the_one_that_counts(tmp_path: Path) -> None:
     assert said.startswith("not surely faster than float: 1.65× (0.975")
 
 
+def test_equal_names_of_two_backends_are_told_apart(tmp_path: Path) -> None:
+    same = {Precision.INT8: paced(0.5, 0.4, 0.6), Precision.INT8_DYNAMIC: paced(0.5, 0.4, 0.6)}
+    watch, outcomes = raced(tmp_path, "intel-cpu", 0, same)
+    taken, other = outcomes[Precision.INT8], outcomes[Precision.INT8_DYNAMIC]
+    end = "is faster is not sure; bytes and drop decided"
+    assert watch.unsure_beside(taken, []) == ()
+    assert watch.unsure_beside(taken, [other]) == (f"which of int8 and int8-dynamic {end}",)
+    first, second = target.find("intel-cpu").backends[:2]
+    other.candidate = replace(taken.candidate, backend=second)
+    assert watch.unsure_beside(taken, [other]) == (f"which of int8 by {first.name} and int8 by {second.name} {end}",)
+
+
 @pytest.mark.parametrize(("steps", "slower"), [((), False), ((StepChoice(use="prune-channels"),), True)])
 def test_a_float_file_that_was_asked_for_int8_is_not_slower_than_itself(
     tmp_path: Path, steps: tuple[StepChoice, ...], slower: bool

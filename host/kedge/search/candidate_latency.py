@@ -140,6 +140,18 @@ class CandidateLatency:
             return pace is not None and not pace.slower and not pace.faster
         return first.overlaps(second)
 
+    def unsure_beside(self, taken: Outcome, rivals: Sequence[Outcome]) -> tuple[str, ...]:
+        """Return a remark that names the rivals that may be as fast, with their backends if these differ."""
+        found = [one for one in rivals if self.unranked(taken, one)]
+        if not found:
+            return ()
+        several = len({one.candidate.backend.name for one in (taken, *found)}) > 1
+        first, *others = (
+            f"{one.candidate.label} by {one.candidate.backend.name}" if several else one.candidate.label
+            for one in (taken, *found)
+        )
+        return (f"which of {first} and {', '.join(others)} is faster is not sure; bytes and drop decided",)
+
     def remarks(self, outcome: Outcome) -> tuple[str, ...]:
         """Return the remarks for the report on a candidate's latency."""
         latency, pace = outcome.attempt.target_latency, self.beside_float(outcome)

@@ -292,13 +292,8 @@ class Search:
 
     def _unsure(self, taken: Outcome, behind: Collection[int]) -> tuple[str, ...]:
         """Return remarks on an uncertain ranking and on a search that the time limit ended."""
-        rivals = [
-            one.candidate.label
-            for one in self._outcomes
-            if one is not taken and one.holds and id(one) not in behind and self._stopwatch.unranked(taken, one)
-        ]
-        said = f"which of {taken.candidate.label} and {', '.join(rivals)} is faster is not sure; bytes and drop decided"
-        return (*((said,) if rivals else ()), *((self._ended,) if self._ended else ()))
+        rivals = [one for one in self._outcomes if one is not taken and one.holds and id(one) not in behind]
+        return (*self._stopwatch.unsure_beside(taken, rivals), *((self._ended,) if self._ended else ()))
 
     def _unseen(self, taken: Outcome, left: Mapping[pareto.Point, Outcome]) -> cross_fitting.CrossFittedFigure | None:
         """Return the figure of the choice on samples that it did not use; None if nothing else was tried, or if the
