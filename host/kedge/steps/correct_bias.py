@@ -14,7 +14,7 @@ from kedge.quantization import equalization
 from kedge.step import Context, Step
 from kedge.steps.limited_samples import LimitedSamples
 from kedge_protocol.errors import ConfigError, KedgeError, StepError
-from kedge_targets.graph import dead_code, fakequant, gptq, library, qonnx, quantizers
+from kedge_targets.graph import dead_code, fakequant, gptq, library, padding, qonnx, quantizers
 from kedge_targets.graph.layers import Layer, layers
 from kedge_targets.numerics import Precision
 
@@ -221,7 +221,8 @@ def _store(model: onnx.ModelProto, values: Mapping[str, Array]) -> None:
 
 
 def _errors(probe: onnx.ModelProto, watched: Mapping[str, Layer], context: Context, limit: int) -> dict[str, Array]:
-    """Return the mean error of each channel of each layer's output."""
+    """Return the mean error of each channel of each layer's output; padding, which would be most of it, does not
+    count."""
     if not watched:
         return {}
     session = library.load().InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -237,6 +238,8 @@ def _errors(probe: onnx.ModelProto, watched: Mapping[str, Layer], context: Conte
             axis = 1 if layer.operator in ("Conv", "ConvTranspose") else -1
             difference = np.moveaxis(rounded.astype(np.float64) - exact, axis, -1)
             flat = difference.reshape(-1, difference.shape[-1])
+            if (real := padding.real_rows(feed, difference.shape)) is not None:
+                flat = flat[real]
             sums[name] = sums.get(name, 0) + flat.sum(axis=0)
             counts[name] = counts.get(name, 0) + len(flat)
     if not sums:

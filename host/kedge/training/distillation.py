@@ -18,6 +18,7 @@ from kedge.training.losses import Head, Kind
 from kedge.training.network import Network
 from kedge.training.samples import Pool, mixed, moved
 from kedge_protocol.errors import ConfigError, DatasetError, StepError
+from kedge_targets.graph import padding
 
 Array = npt.NDArray[Any]
 Tensor: TypeAlias = torch.Tensor
@@ -291,6 +292,6 @@ def _real_places(output: Tensor, feeds: Mapping[str, Tensor]) -> Tensor | None:
     if output.ndim != 3:
         return None
     for name, tensor in feeds.items():
-        if "mask" in name.lower() and not tensor.is_floating_point() and tensor.shape == output.shape[:2]:
+        if padding.is_mask(name) and not tensor.is_floating_point() and tensor.shape == output.shape[:2]:
             return (tensor != 0).to(output.dtype)
     return None

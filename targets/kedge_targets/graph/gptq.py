@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge_protocol.errors import LoweringError
-from kedge_targets.graph import im2col, library, weight_encodings
+from kedge_targets.graph import im2col, library, padding, weight_encodings
 from kedge_targets.graph.im2col import RowReader
 from kedge_targets.graph.layers import layers
 from kedge_targets.graph.weight_encodings import Encoded
@@ -56,7 +56,8 @@ def products(
 
     Each row of X that a MatMul or Gemm takes is brought to length 1: in a transformer a few tokens are hundreds of
     times longer than the rest, and what follows normalizes them; the matrix of the plain rows would hold hardly
-    anything else. Patches of a convolution stay as they are.
+    anything else. Rows of padding (:mod:`kedge_targets.graph.padding`) are left out. Patches of a convolution stay as
+    they are.
 
     Args:
         model: not changed.
@@ -95,6 +96,8 @@ def products(
                 continue
             rows = one.rows(value)
             if not one.kernel:
+                real = padding.real_rows(feed, value.shape)
+                rows = rows if real is None else rows[:, real]
                 rows /= np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), _SHORTEST)
             if one not in found:
                 found[one] = np.zeros((one.groups, one.length, one.length))
