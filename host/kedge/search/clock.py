@@ -17,12 +17,14 @@ class Clock:
         said: the option that set the limit.
         lenient: whether the current candidate may exceed the limit: the first one of each target may, since a search
             that tried nothing is useless.
+        waiting: backends of the current target whose turn is still to come.
     """
 
     limit: float = float("inf")
     said: str = ""
     began: float = field(default_factory=time.monotonic)
     lenient: bool = True
+    waiting: int = 0
 
     @classmethod
     def of(cls, effort: Effort, time_limit: float | None) -> Clock:
@@ -40,3 +42,9 @@ class Clock:
     def left(self) -> float:
         """Return the seconds left; negative when the time is up."""
         return self.limit - (time.monotonic() - self.began)
+
+    @property
+    def share(self) -> float:
+        """Return the seconds of those left that one candidate may take: a training of one backend leaves each of those
+        that wait as much, since what they try first is cheap."""
+        return self.left / (1 + self.waiting)

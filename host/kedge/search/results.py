@@ -101,7 +101,7 @@ class Job:
     @property
     def deadline(self) -> float:
         """Return the time limit, in seconds, of one step of a trial."""
-        return self.options.deadline if self.clock.lenient else max(1.0, min(self.options.deadline, self.clock.left))
+        return self.options.deadline if self.clock.lenient else max(1.0, min(self.options.deadline, self.clock.share))
 
 
 @dataclass(kw_only=True)

@@ -91,11 +91,14 @@ class Search:
         """
         try:
             if self._section is not None:
+                self._job.clock.waiting = 0
                 asked = recipe.candidate(self._section, self._target)
                 self._backend(asked.backend, _only(asked))
             else:
                 every = self._job.options.every_backend
-                for choice in (one for one in self._target.backends if one.usual or every):
+                turns = [one for one in self._target.backends if one.usual or every]
+                for place, choice in enumerate(turns, start=1):
+                    self._job.clock.waiting = len(turns) - place
                     strategy = self._strategy(choice)
                     self._strategies.append((choice, strategy))
                     self._backend(choice, strategy.run(), functools.partial(self._at_the_end, strategy))
