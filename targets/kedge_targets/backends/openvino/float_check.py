@@ -73,15 +73,22 @@ def holds(openvino: Any, model: Any, graph: onnx.ModelProto, calibration: Calibr
     samples = list(itertools.islice(calibration, _HELD))
     if not samples or not all(value.name in samples[0] for value in graph.graph.input):
         return True
-    alike = len({tuple(np.shape(array) for array in sample.values()) for sample in samples}) == 1
-    feeds = list(batch.regroup(samples, batch.size(graph) or (_TOGETHER if alike else None)))
+    feeds = list(batch.regroup(samples, batch.size(graph) or _at_once(graph, samples, _TOGETHER)))
     reference = output_guard.answers(graph, feeds, [value.name for value in graph.graph.output])
     return not output_guard.weak(reference, _answers(reading.compiled(openvino, model, graph), feeds))
 
 
 def _feeds(graph: onnx.ModelProto, calibration: Calibration) -> list[dict[str, Array]]:
     size = batch.size(graph)
-    return list(batch.regroup(itertools.islice(calibration, max(_SAMPLES, size or 1)), size))
+    samples = list(itertools.islice(calibration, max(_SAMPLES, size or 1)))
+    return list(batch.regroup(samples, size or _at_once(graph, samples, _SAMPLES)))
+
+
+def _at_once(graph: onnx.ModelProto, samples: Sequence[dict[str, Array]], most: int) -> int | None:
+    """Return how many samples one call takes where the batch is free: an axis of one hides what is wrong along it."""
+    alike = len({tuple(np.shape(array) for array in sample.values()) for sample in samples}) == 1
+    shapes = [value.type.tensor_type.shape.dim for value in graph.graph.input]
+    return most if alike and all(shape and not shape[0].HasField("dim_value") for shape in shapes) else None
 
 
 def _answers(compiled: Any, feeds: Sequence[dict[str, Array]]) -> list[dict[str, Array]]:
@@ -100,6 +107,8 @@ def _wrong(
     for name in tensors:
         both = zip(reference, answers, strict=True)
         pairs = [(wanted[name], got[name]) for wanted, got in both if name in got]
+        if any(wanted.ndim != got.ndim or wanted.shape[:1] != got.shape[:1] == (1,) for wanted, got in pairs):
+            return name, -np.inf
         # Answers of free lengths, as the boxes that are left of many, may differ by one.
         pairs = [(wanted, got) for wanted, got in pairs if wanted.shape == got.shape]
         if not pairs or pairs[0][0].dtype.kind != "f":

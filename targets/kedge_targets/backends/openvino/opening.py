@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kedge_protocol.errors import UnsupportedOperatorError
 from kedge_targets.backends.openvino import devices, float_check, nncf_preparation, reading
+from kedge_targets.backends.openvino.older_reductions import with_axes_of_onnx
 from kedge_targets.backends.openvino.older_softmax import with_softmax_of_onnx
 from kedge_targets.compiler_template import LoweringJob
 from kedge_targets.contract import Calibration
@@ -84,7 +85,7 @@ def _ready(
         given = batch.fix_batch(given, 1)
     integers = plan_layers.leading(job.plan) is Precision.INT8
     given, taken = _taken(canonicalization.without_doubles(given), job.calibration, keep=keep)
-    given = with_softmax_of_onnx(given)
+    given = with_axes_of_onnx(with_softmax_of_onnx(given))
     rounded = integers and qdq_insertion.has_qdq(given)
     if integers and not rounded:
         given = nncf_preparation.prepare_for_nncf(nncf_preparation.with_norms_of_onnx(given))
