@@ -117,6 +117,28 @@ def test_a_layer_of_the_plan_stays_in_float(odd: onnx.ModelProto, odd_int8: Lowe
     assert judged(odd, mixed)["behind clip"] > judged(odd, odd_int8)["behind clip"]
 
 
+def test_a_branch_that_is_always_0_leaves_the_others_in_integers(tmp_path: Path) -> None:
+    # Most of the tensors are 0 on all samples, as behind a channel that died.
+    node, stored = onnx.helper.make_node, tflite_graphs.Stored(5)
+    nodes = [
+        node("Conv", ["x", stored.weight("w", 8, 3, 3, 3)], ["alive"], name="alive", **tflite_graphs.SAME),
+        node("Conv", ["alive", stored.weight("w0", 8, 8, 3, 3), stored.value("b0", np.full(8, -1e3, np.float32))],
+             ["low"], name="low", **tflite_graphs.SAME),
+        node("Relu", ["low"], ["dead 0"]),
+    ]  # fmt: skip
+    for at in range(7):
+        weight = stored.weight(f"w{at + 1}", 8, 8, 3, 3)
+        nodes.append(node("Conv", [f"dead {at}", weight], [f"made {at}"], name=f"dead {at}", **tflite_graphs.SAME))
+        nodes.append(node("Relu", [f"made {at}"], [f"dead {at + 1}"]))
+    nodes.append(node("Add", ["alive", "dead 7"], ["both"]))
+    nodes.append(node("Conv", ["both", stored.weight("w9", 4, 8, 3, 3)], ["answer"], name="end", **tflite_graphs.SAME))
+    model = tflite_graphs.model(nodes, {"x": ["N", 3, 8, 8]}, ["answer"], stored)
+    lowered = lower(model, tmp_path / "int8")
+    assert judged(model, lowered)["answer"] > HEALTHY
+    numbers = counting.numbers(lowered.files[lowered.entry])
+    assert numbers.integer_macs == numbers.macs
+
+
 def test_equal_plans_give_equal_files(odd: onnx.ModelProto, odd_int8: Lowered, tmp_path: Path) -> None:
     again = lower(odd, tmp_path / "again")
     assert lowering.content(again) == lowering.content(odd_int8)

@@ -16,7 +16,7 @@ _FEWEST, _MOST = 8, 128  # groups of samples that are compared
 _ELEMENTS = 1 << 22  # of all tensors together, in what is compared beyond the fewest groups
 _ROUNDS = 4
 _RETURNS = 16  # trials to take operators back into integers that are not needed in float
-_NOTHING = 1e-6  # of the middle one of all tensors' largest values
+_NOTHING = 1e-6  # of the middle one of the largest values of all tensors that are not always 0
 _ENDS = 256  # groups of samples whose ends are looked at
 _UNLIKE = 4.0  # of two ranges: a step for the one is coarse for the other
 _ARITHMETIC = 64  # a convolution to one channel of no more weights than this is arithmetic (a mean), no layer
@@ -85,7 +85,8 @@ class Quantizer:
         """Return a range for each tensor that was as good as always 0: XNNPACK refuses the scale that it would get."""
         sizes = {name: max(map(abs, found)) for name, found in seen.items()}
         # The largest may be far from all others, as what an exponential gives to a logarithm.
-        nothing = _NOTHING * float(numpy.median(list(sizes.values()))) if sizes else 0.0
+        zero = float(numpy.finfo(numpy.float32).tiny)
+        nothing = max(zero, _NOTHING * float(numpy.median([one for one in sizes.values() if one > zero] or [zero])))
         names = [tensor.name for tensor in self.wiring.graph.tensors]
         return {at: (0.0, 1.0) for at, name in enumerate(names) if sizes.get(name, 1.0) <= nothing}
 
