@@ -22,12 +22,14 @@ _STATIC, _DYNAMIC, _PAIRS = Form("operators", weight="uint8"), Form("dynamic", w
 _ALL = [(network, form) for network in NETWORKS for form in FORMS]
 
 
-def taken(network: str, form: Form, target: str, folder: Path) -> tuple[float, Lowered]:
+def taken(
+    network: str, form: Form, target: str, folder: Path, precision: Precision = Precision.INT8
+) -> tuple[float, Lowered]:
     """Return the dB of the lowered file, on three samples at once, against the file before it was quantized, and the
     lowered file."""
     _, shapes = written(network, form, folder)
     path = checked_copy(folder / "quantized.onnx", folder)
-    lowered = lower(target, path, Precision.INT8, Samples(shapes, 64), folder / "out")
+    lowered = lower(target, path, precision, Samples(shapes, 64), folder / "out")
     feed = Samples(shapes, 3, seed=9).arrays
     expected = onnxruntime.InferenceSession(str(folder / "float.onnx")).run(["y"], feed)[0]
     return sqnr_db(expected, executor(target, lowered)(feed)["y"]), lowered
@@ -75,12 +77,13 @@ def test_a_kept_file_is_called_by_what_it_is(form: Form, name: str, tmp_path: Pa
     assert stored < 1.3 * len(model.SerializeToString())
 
 
-def test_kept_pairs_are_computed_in_integers_by_openvino(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", [Precision.INT8, Precision.FLOAT32])
+def test_kept_pairs_are_computed_in_integers_by_openvino(precision: Precision, tmp_path: Path) -> None:
     """The weights stay integers in the file; folded they would be float, and so would the layers."""
     from kedge_targets.backends.openvino.compiler import Compiler as OpenVino
 
-    _, lowered = taken("sentences", Form("pairs", weight="uint8"), "intel-cpu", tmp_path)
+    _, lowered = taken("sentences", Form("pairs", weight="uint8"), "intel-cpu", tmp_path, precision)
     assert any("nothing is quantized twice" in note for note in lowered.notes)
     numbers = OpenVino().numbers(lowered.files, {"ids": (1, 12)})
     assert numbers is not None
-    assert true_name(Precision.INT8, numbers) == "int8"
+    assert true_name(precision, numbers) == "int8"

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
+from onnx import helper
 from tests.support import field, lowering, tflite_graphs
 from tests.support.requirements import missing
 
@@ -261,3 +262,23 @@ def test_a_quantized_file_is_quantized_once(tmp_path: Path) -> None:
     assert judged(model, lowered)["y"] > HEALTHY
     assert any("quantized already" in note for note in lowered.notes)
     assert counting.numbers(lowered.files[lowered.entry]).integer_macs > 0
+
+
+def test_a_division_by_norms_that_are_almost_0_stays_in_float(tmp_path: Path) -> None:
+    """Features after a Relu, divided by their length: as integers some lengths are 0, at which the kernel gives up."""
+    stored = tflite_graphs.Stored(1)
+    rng = np.random.default_rng(0)
+    weight = stored.value("w", rng.standard_normal((8, 3, 3, 3)).astype(np.float32))
+    axes, least = stored.value("axes", np.array([1])), stored.value("least", np.float32(1e-10))
+    nodes = [
+        helper.make_node("Conv", ["x", weight], ["c"], name="conv", kernel_shape=[3, 3], pads=[1] * 4),
+        helper.make_node("Relu", ["c"], ["r"], name="relu"),
+        helper.make_node("Mul", ["r", "r"], ["squares"], name="squares"),
+        helper.make_node("ReduceSum", ["squares", axes], ["sum"], name="sum"),
+        helper.make_node("Sqrt", ["sum"], ["root"], name="root"),
+        helper.make_node("Add", ["root", least], ["length"], name="length"),
+        helper.make_node("Div", ["r", "length"], ["y"], name="division"),
+    ]
+    model = tflite_graphs.model(nodes, {"x": ["N", 3, 16, 16]}, ["y"], stored)
+    lowered = lower(model, tmp_path / "int8")
+    assert judged(model, lowered)["y"] > HEALTHY

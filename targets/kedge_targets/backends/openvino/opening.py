@@ -86,7 +86,9 @@ def _ready(
     integers = plan_layers.leading(job.plan) is Precision.INT8
     given, taken = _taken(canonicalization.without_doubles(given), job.calibration, keep=keep)
     given = with_axes_of_onnx(with_softmax_of_onnx(given))
-    rounded = integers and qdq_insertion.has_qdq(given)
+    # In float, too, a file that rounds stays as small as it is; only float16 stores it anew.
+    kept = plan_layers.leading(job.plan) in (Precision.INT8, Precision.FLOAT32)
+    rounded = kept and qdq_insertion.has_qdq(given)
     if integers and not rounded:
         given = nncf_preparation.prepare_for_nncf(nncf_preparation.with_norms_of_onnx(given))
         given = model_reader.infer_shapes(given, where=job.graph.name)
