@@ -87,6 +87,9 @@ def in_pairs(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     import onnx
 
+    if all(node.op_type not in INTEGER_OPERATORS | {"DequantizeLinear"} for node in model.graph.node):
+        _refuse_remaining(model)
+        return model
     made = onnx.ModelProto()
     made.CopyFrom(model)
     rewriting = _Rewriting(made)
