@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
+from pyarrow import parquet
 from tests.support import decoders, raw_data
 
 from kedge.evaluation.decoders import choices, pairs, texts
@@ -81,9 +83,6 @@ def test_the_name_of_a_folder_of_sounds_may_have_a_dot(tmp_path: Path, tokenizer
 
 
 def test_rows_of_parquet_are_texts(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow (45 MB) is no part of make setup: pip install pyarrow")
-    from pyarrow import parquet
-
     path = tmp_path / "a.parquet"
     parquet.write_table(pyarrow.table({"id": [1, 2, 3], "content": ["one", None, "three"]}), path)
     assert list(texts.of_file(path)) == ["one", "three"]

@@ -131,7 +131,9 @@ def _rows(file: Path) -> Iterator[str]:
         from pyarrow import parquet
     except ImportError as error:
         raise MissingDependencyError(
-            "reading parquet needs pyarrow", where=str(file), remedy="Install it, or give .txt or .jsonl"
+            "reading parquet needs pyarrow",
+            where=str(file),
+            remedy=f"Install it with {pip_install('parquet')}, or give .txt or .jsonl",
         ) from error
     try:
         opened = parquet.ParquetFile(file)
