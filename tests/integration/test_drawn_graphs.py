@@ -30,8 +30,8 @@ _MENDED = {
     "generic-cpu": (60213, 60547, 60624, 61511, 60705, 80323, 90084),
     # A norm that is written out before a batch; attention that one sample in four suffers; a product whose first factor
     # is constant; a GRU that does not keep its name; values that calibration did not see; a divisor near 0; reshapes
-    # that a scale is moved across; a bias that is a row.
-    "intel-cpu": (18, 89, 50144, 50292, 60035, 60259, 60019, 82047, 100087),
+    # that a scale is moved across; a bias that is a row; a norm that is written out, over an axis of three.
+    "intel-cpu": (18, 89, 50144, 50292, 60035, 60259, 60019, 82047, 100087, 310092),
 }
 """Seeds whose faults are mended."""
 _FEW_BITS = frozenset({"Quant", "BipolarQuant"})
@@ -40,7 +40,7 @@ _FEW_BITS = frozenset({"Quant", "BipolarQuant"})
 @pytest.mark.parametrize(("target", "count"), [("generic-cpu", 24), ("intel-cpu", 8)])
 def test_every_output_holds_or_its_layers_stay_in_float(target: str, count: int) -> None:
     found = campaign(target, [*range(SEED, SEED + count), *_MENDED[target]])
-    assert not [*found.noisy, *found.broken], found.text()
+    assert not [*found.noisy, *found.weak, *found.broken], found.text()
     assert len(found.refused) <= 1, found.text()
 
 

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.support.lowering import Calibration
 
 from kedge_protocol.errors import UnsupportedOperatorError
-from kedge_targets.backends.openvino import float_check, integer_reductions
+from kedge_targets.backends.openvino import float_check, integer_reductions, nncf_preparation
 from kedge_targets.backends.openvino.older_reductions import with_axes_of_onnx
 from kedge_targets.contract import Array
 from kedge_targets.graph import model_reader
@@ -97,3 +97,26 @@ def test_rows_of_integers_are_reduced_for_each_sample(operator: str, opset: int,
     wanted, got = by_onnxruntime(given), by_openvino(made, tmp_path)
     assert got.shape == wanted.shape
     assert sqnr_db(wanted, got) > 40
+
+
+@pytest.mark.parametrize("square", ["Pow", "Mul"])
+def test_a_norm_that_is_written_out_runs_as_one_operator(square: str, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["mean"], name="mean", axes=[-1]),
+        helper.make_node("Sub", ["x", "mean"], ["rest"], name="rest"),
+        helper.make_node(square, ["rest", "two" if square == "Pow" else "rest"], ["squares"], name="squares"),
+        helper.make_node("ReduceMean", ["squares"], ["variance"], name="variance", axes=[-1]),
+        helper.make_node("Add", ["variance", "least"], ["above"], name="above"),
+        helper.make_node("Sqrt", ["above"], ["deviation"], name="deviation"),
+        helper.make_node("Div", ["rest", "deviation"], ["y"], name="over"),
+    ]
+    constants = {"two": np.float32(2), "least": np.float32(1e-5)}
+    given = model_reader.infer_shapes(
+        model(nodes, 3, 13, **{name: np.asarray(value) for name, value in constants.items()}), where="test"
+    )
+    made = nncf_preparation.prepare_for_nncf(given)
+    assert set(nncf_preparation.of_norms(made)) == {"mean", "rest", "variance"}
+    assert sqnr_db(by_onnxruntime(given), by_openvino(made, tmp_path)) > 80
+    compiled = openvino.Core().compile_model(str(tmp_path / "model.onnx"), "CPU")
+    ran = {one.get_rt_info()["layerType"].astype(str) for one in compiled.get_runtime_model().get_ops()}
+    assert "MVN" in ran

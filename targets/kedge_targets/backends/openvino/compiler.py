@@ -204,7 +204,7 @@ def _by_nncf(
         *plan_layers.others(job.plan, given.graph, Precision.INT8),
         *attention.before_softmax(given.graph),
         *(node.name for node in given.graph.graph.node if node.op_type in _UNREAD_ROUNDED),
-        *nncf_preparation.centring(given.graph),
+        *nncf_preparation.of_norms(given.graph),
         *nncf_preparation.divisors(given.graph),
         *nncf_preparation.regrouping(given.graph),
     ]

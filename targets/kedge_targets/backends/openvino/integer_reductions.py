@@ -1,9 +1,10 @@
 """Gives reductions of three axes a fourth one. Of integers in [N, rows, columns] the CPU plugin (2026.4) computes the
-mean or the sum along the rows wrongly from the second sample of a batch on; with an axis of length one more it is
-right."""
+mean or the sum along the rows, and that along few columns, wrongly from the second sample of a batch on; with an axis
+of length one more it is right."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,11 +23,12 @@ _SQUEEZED = 13
 _WRONG = 3
 
 
-def with_four_axes(model: onnx.ModelProto) -> None:
+def with_four_axes(model: onnx.ModelProto, *, but: Collection[str] = ()) -> None:
     """Widen the reductions of three axes, in place.
 
     Args:
         model: with shapes inferred; a tensor of unknown shape is left alone.
+        but: names of nodes that stay as they are, since they stay in float.
     """
     from onnx import numpy_helper
 
@@ -36,7 +38,8 @@ def with_four_axes(model: onnx.ModelProto) -> None:
     wiring, names = Wiring(model), Names(model)
     made: list[onnx.NodeProto] = []
     for node in model.graph.node:
-        axes = _axes(node, wiring, version) if ranks.get(node.input[0] if node.input else "") == _WRONG else []
+        affected = bool(node.input) and ranks.get(node.input[0]) == _WRONG and node.name not in but
+        axes = _axes(node, wiring, version) if affected else []
         if not axes or any(axis % _WRONG == 0 for axis in axes):
             made.append(node)
             continue

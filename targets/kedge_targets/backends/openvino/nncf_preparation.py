@@ -56,7 +56,7 @@ def prepare_pairs(model: onnx.ModelProto) -> onnx.ModelProto:
 def _compute_integers_rightly(model: onnx.ModelProto) -> None:
     _free_leading_axes(model)
     _keep_gathered_axes(model)
-    integer_reductions.with_four_axes(model)
+    integer_reductions.with_four_axes(model, but=of_norms(model))
 
 
 def _give_biases(model: onnx.ModelProto) -> None:
@@ -333,9 +333,10 @@ def divisors(model: onnx.ModelProto) -> list[str]:
     return list(found)
 
 
-def centring(model: onnx.ModelProto) -> list[str]:
-    """Return the names of the nodes that subtract a tensor's mean from it, as a norm that is written out does. In
-    integers the CPU plugin (2026.4) gives random results for them if the batch is large."""
+def of_norms(model: onnx.ModelProto) -> list[str]:
+    """Return the names of the nodes that subtract a tensor's mean from it, and of those that take the mean of squares,
+    as a norm that is written out does. In float the CPU plugin runs a norm as one operator; in integers (2026.4) it
+    gives random results if the batch is large."""
     wiring = Wiring(model)
     found: list[str] = []
     for node in model.graph.node:
@@ -344,6 +345,9 @@ def centring(model: onnx.ModelProto) -> list[str]:
         readers = [reader for reader, _ in wiring.readers[node.output[0]] if reader.op_type == "Sub"]
         if any(node.input[0] in reader.input for reader in readers):
             found += [node.name, *(reader.name for reader in readers)]
+        maker = wiring.maker.get(node.input[0])
+        if maker is not None and (maker.op_type == "Pow" or (maker.op_type == "Mul" and len(set(maker.input)) == 1)):
+            found.append(node.name)
     return found
 
 
