@@ -152,6 +152,7 @@ def test_the_float_model_itself_is_not_refused_for_what_other_candidates_lose(pr
     outcomes = {
         pareto.Point(key=one.value, drop=reference.value - found.value, size=size, latency=None): SimpleNamespace(
             candidate=Candidate(backend=BackendChoice(name="any"), plan=Plan(default=one)),
+            is_float=one is Precision.FLOAT32,
             evaluation=SimpleNamespace(score=found),
         )
         for size, (one, found) in enumerate(scores.items(), 1)
