@@ -149,7 +149,8 @@ def _joined(answers: list[dict[str, Any]]) -> dict[str, Any]:
 def _noise(expected: Any, made: Any) -> float:
     if expected.shape != made.shape:
         return float("-inf")
-    if not np.any(expected) and np.abs(made).max(initial=0.0) < 1e-3:
+    # A sigmoid of -20 is nothing, too.
+    if np.abs(expected).max(initial=0.0) < 1e-6 and np.abs(made).max(initial=0.0) < 1e-3:
         return float("inf")
     return sqnr_db(expected, made)
 

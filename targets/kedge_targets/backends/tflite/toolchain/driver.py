@@ -177,7 +177,7 @@ class Driver:
                     remedy="Leave it out of the plan's layers, or name the layer before or behind it as well",
                 )
             operators |= mine
-        return operators
+        return operators | found.comparisons(operators)
 
     def _nodes(self, matching, content, request, operators):
         """Return the names of the graph's nodes that these operators belong to; they only inform the user, so errors

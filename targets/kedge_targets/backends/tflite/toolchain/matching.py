@@ -60,6 +60,17 @@ class Matching:
                 found.append(node.name)
         return found
 
+    def comparisons(self, operators):
+        """Return the indices of the operators that make truth values of what these alone give. No numbers tell them;
+        rounded before, they may turn."""
+        found = set()
+        for at, (given, made) in enumerate(zip(self._wiring.inputs, self._wiring.outputs, strict=True)):
+            makers = {self._wiring.maker.get(one) for one in given if not self._wiring.constant(one)}
+            kinds = {flatbuffer.kind_of(self._wiring.graph.tensors[one]) for one in made}
+            if kinds == {"bool"} and makers and makers <= operators:
+                found.add(at)
+        return found
+
     def _before(self, node):
         """Return all tensors that a node depends on."""
         found, pending = set(), [name for name in node.input if name]
@@ -87,10 +98,16 @@ class Matching:
         return found
 
     def _first(self, name, before):
-        """Return the first of the file's tensors that hold these numbers, excluding what the node reads."""
+        """Return the first of the file's tensors that hold these numbers, excluding what the node reads. A node that
+        gives what it reads (a bound that nothing reaches, attention to one position) has all that are made of equal
+        ones."""
+        alike = self._tensors[name]
         read = {tensor for one in before for tensor in self._tensors.get(one, ())}
-        fresh = [tensor for tensor in self._tensors[name] if tensor not in read and tensor in self._wiring.maker]
-        return sorted(fresh, key=lambda tensor: self._wiring.maker[tensor])[:1]
+        makers = {tensor: self._wiring.maker[tensor] for tensor in alike if tensor in self._wiring.maker}
+        fresh = [tensor for tensor in makers if tensor not in read]
+        if fresh:
+            return sorted(fresh, key=makers.__getitem__)[:1]
+        return [tensor for tensor, maker in makers.items() if set(alike) & set(self._wiring.inputs[maker])]
 
 
 def _of_onnx(graph, feed):
