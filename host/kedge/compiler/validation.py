@@ -14,6 +14,7 @@ from kedge.importing.data_folders import kinds as data_kinds
 from kedge.importing.data_folders.listing import encoding_of, lines_in
 from kedge.search import budget, latency, option_ranges, recipe_args
 from kedge.search import recipe as recipes
+from kedge.search.candidate import named_teacher
 from kedge.search.options import CompileOptions
 from kedge.search.recipe import Recipe
 from kedge_protocol.bundle.pipeline import Pipeline
@@ -144,22 +145,10 @@ def check(model: str, options: CompileOptions) -> ValidatedRequest:
 def _teacher(recipe: Recipe | None, asked: Sequence[Target], *, trust_pickle: bool) -> str | None:
     """Return the teacher that the steps name."""
     sections = [] if recipe is None else [recipe.section(target.name) for target in asked]
-    named = {
-        str(step.options["teacher"])
-        for section in sections
-        if section is not None
-        for step in section.steps
-        if step.options.get("teacher") is not None
-    }
-    if not named:
+    steps = [step for section in sections if section is not None for step in section.steps]
+    source = named_teacher(steps, where="recipe")
+    if source is None:
         return None
-    if len(named) > 1:
-        raise ConfigError(
-            f"the steps name several teachers: {', '.join(sorted(named))}",
-            where="recipe",
-            remedy="Name one: it judges everything, so compile once for each",
-        )
-    (source,) = named
     try:
         model_kinds.recognise(source, trust_pickle=trust_pickle)
     except ModelError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +46,25 @@ class StepChoice:
     def said(self) -> str:
         """Return a short form for tables: ``prune-channels ratio=0.5``."""
         return " ".join([self.use, *(f"{name}={_short(value)}" for name, value in self.options.items())])
+
+
+def named_teacher(steps: Iterable[StepChoice], *, where: str) -> str | None:
+    """Return the teacher that steps name in their options.
+
+    Args:
+        where: the steps were given, for the error.
+
+    Raises:
+        ConfigError: they name several.
+    """
+    found = {str(step.options["teacher"]) for step in steps if step.options.get("teacher") is not None}
+    if len(found) > 1:
+        raise ConfigError(
+            f"the steps name several teachers: {', '.join(sorted(found))}",
+            where=where,
+            remedy="Name one: it judges everything, so compile once for each",
+        )
+    return next(iter(found), None)
 
 
 def _short(value: Any) -> str:

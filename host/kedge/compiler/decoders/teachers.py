@@ -8,8 +8,8 @@ from pathlib import Path
 
 from kedge.importing.decoders import reading
 from kedge.importing.decoders.decoder import Decoder
-from kedge.search.candidate import StepChoice
-from kedge_protocol.errors import ConfigError, ModelError
+from kedge.search.candidate import StepChoice, named_teacher
+from kedge_protocol.errors import ModelError
 
 
 def named(steps: Sequence[StepChoice]) -> Path | None:
@@ -19,16 +19,10 @@ def named(steps: Sequence[StepChoice]) -> Path | None:
         ConfigError: they name several.
         ModelError: it is no language model.
     """
-    found = {str(step.options["teacher"]) for step in steps if step.options.get("teacher") is not None}
-    if not found:
+    given = named_teacher(steps, where="--step")
+    if given is None:
         return None
-    if len(found) > 1:
-        raise ConfigError(
-            f"the steps name several teachers: {', '.join(sorted(found))}",
-            where="--step",
-            remedy="Name one: it judges everything, so compile once for each",
-        )
-    path = Path(found.pop())
+    path = Path(given)
     what = "" if path.exists() else "there is no such file or folder"
     if not what and (path.suffix == ".onnx" or not reading.is_decoder(path) or reading.has_encoder(path)):
         what = "is no language model that can be trained towards"

@@ -100,6 +100,11 @@ def _answers(compiled: Any, feeds: Sequence[dict[str, Array]]) -> list[dict[str,
     return made
 
 
+def _joins_samples(wanted: tuple[int, ...], got: tuple[int, ...]) -> bool:
+    """Return whether an answer lost axes, or has one row where each sample should have its own."""
+    return len(wanted) != len(got) or (got[:1] == (1,) and wanted[:1] != got[:1])
+
+
 def _wrong(
     reference: Sequence[dict[str, Array]], answers: Sequence[dict[str, Array]], tensors: Sequence[str]
 ) -> tuple[str, float] | None:
@@ -107,7 +112,7 @@ def _wrong(
     for name in tensors:
         both = zip(reference, answers, strict=True)
         pairs = [(wanted[name], got[name]) for wanted, got in both if name in got]
-        if any(wanted.ndim != got.ndim or wanted.shape[:1] != got.shape[:1] == (1,) for wanted, got in pairs):
+        if any(_joins_samples(wanted.shape, got.shape) for wanted, got in pairs):
             return name, -np.inf
         # Answers of free lengths, as the boxes that are left of many, may differ by one.
         pairs = [(wanted, got) for wanted, got in pairs if wanted.shape == got.shape]
