@@ -160,3 +160,26 @@ def test_an_estimate_puts_no_float_before_smaller_integers(
         one.attempt.size_bytes = bytes_of_int8 if precision is Precision.INT8 else 800
     found = float_beside.ahead_by_guess(list(outcomes.values()))
     assert [one.candidate.plan.default for one in found] == behind
+
+
+@pytest.mark.parametrize(("bytes_wanted", "behind"), [(False, [Precision.CODEBOOK4]), (True, [])])
+def test_an_estimate_puts_no_weights_of_few_bits_before_integers_unless_bytes_are_wanted(
+    tmp_path: Path, bytes_wanted: bool, behind: list[Precision]
+) -> None:
+    few = {Precision.INT8: paced(0.5, 0.4, 0.6), Precision.CODEBOOK4: paced(0.5, 0.4, 0.6)}
+    _, outcomes = raced(tmp_path, "rpi4", 0, few)
+    for precision, one in outcomes.items():
+        one.evaluation = cast("Any", object())
+        one.attempt.size_bytes = 300 if precision is Precision.INT8 else 160
+    found = float_beside.ahead_by_guess(list(outcomes.values()), bytes_wanted=bytes_wanted)
+    assert [one.candidate.plan.default for one in found] == behind
+
+
+def test_another_processors_time_never_says_which_is_faster(tmp_path: Path) -> None:
+    far = {Precision.INT8: paced(0.5, 0.49, 0.51), Precision.INT8_DYNAMIC: paced(2.0, 1.9, 2.1)}
+    for device, unranked in (("rpi4", True), ("generic-cpu", False)):
+        (folder := tmp_path / device).mkdir()
+        watch, outcomes = raced(folder, device, 0, far)
+        one, other = outcomes.values()
+        assert one.point.guessed is unranked
+        assert watch.unranked(one, other) is unranked

@@ -131,14 +131,16 @@ class CandidateLatency:
         return outcome.loses(pace)
 
     def unranked(self, one: Outcome, other: Outcome) -> bool:
-        """Return whether both were measured and neither is certainly faster."""
-        first, second = one.point.pace, other.point.pace
-        if first is None or second is None:
+        """Return whether both were measured and neither is certainly faster, which another processor's never is."""
+        first, second = one.point, other.point
+        if first.pace is None or second.pace is None:
             return False
+        if first.guessed or second.guessed:
+            return True
         if one.is_float != other.is_float:
             pace = self.beside_float(other if one.is_float else one)
             return pace is not None and not pace.slower and not pace.faster
-        return first.overlaps(second)
+        return first.pace.overlaps(second.pace)
 
     def unsure_beside(self, taken: Outcome, rivals: Sequence[Outcome]) -> tuple[str, ...]:
         """Return a remark that names the rivals that may be as fast, with their backends if these differ."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from kedge.evaluation.latency_race import NOTICED_MS
 from kedge.search.budget import Budget
 from kedge.search.results import Outcome
-from kedge_targets.numerics import Precision
+from kedge_targets.numerics import Family, Precision
 
 _CLEARLY = 0.6
 """A latency relative to the float model by ONNX Runtime that other runtimes' float usually does not reach."""
@@ -52,9 +52,10 @@ class FloatBeside:
         return one.loses(one.pace) or (not one.pace.faster and one.quiet > _LONG_MS)
 
 
-def ahead_by_guess(seen: Sequence[Outcome]) -> list[Outcome]:
+def ahead_by_guess(seen: Sequence[Outcome], *, bytes_wanted: bool = False) -> list[Outcome]:
     """Return the candidates that compute in float, are no smaller than one in integers that keeps the budget, and whose
-    latency on the target is an estimate: another processor's time says nothing of what integers gain there."""
+    latency on the target is an estimate: another processor's time says nothing of what integers gain there. Weights of
+    few bits are smaller, but gain nothing else, so they are among these unless bytes are what is wanted."""
     smallest = min(
         (one.attempt.size_bytes or 0 for one in seen if one.holds and one.in_integers and one.named_truly), default=None
     )
@@ -63,10 +64,14 @@ def ahead_by_guess(seen: Sequence[Outcome]) -> list[Outcome]:
         for one in seen
         if smallest is not None
         and not one.in_integers
-        and (one.attempt.size_bytes or 0) >= smallest
+        and ((one.attempt.size_bytes or 0) >= smallest or (_few_bits(one) and not bytes_wanted))
         and one.attempt.target_latency is not None
         and one.attempt.target_latency.estimated
     ]
+
+
+def _few_bits(one: Outcome) -> bool:
+    return one.candidate.plan.default.family is Family.WEIGHTS
 
 
 def quickest(seen: Sequence[Outcome]) -> Outcome | None:

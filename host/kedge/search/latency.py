@@ -63,6 +63,12 @@ class TargetLatency:
     estimated: bool
     pace: RelativeLatency | None = None
 
+    @property
+    def guessed(self) -> bool:
+        """Return whether it is this host's for another processor, rather than the target's own or a vendor's estimate:
+        it is said, and decides nothing between candidates."""
+        return self.estimated and self.pace is not None
+
 
 def read(path: Path) -> LatencyLog:
     """Read a record.

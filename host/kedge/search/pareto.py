@@ -16,10 +16,11 @@ _SAME_SIZE = 0.02
 """Files whose sizes differ by a smaller share count as equally large."""
 
 _BARELY, _DEARER = 0.5, 0.10
-"""A candidate that uses a larger share of the allowed drop gives way to one that uses less, for so many more bytes."""
+"""A candidate that uses a larger share of the allowed drop gives way to one that uses less, for so many more bytes and
+so much more time."""
 
 _CLOSE = math.log(1.3)
-_MOST_FINALISTS = 4
+_MOST_FINALISTS = 6
 _UNKNOWN = 50.0
 """Logarithm assumed for an unknown latency: larger than any known one."""
 
@@ -34,6 +35,7 @@ class Point:
         size: bytes of the files.
         latency: milliseconds (p50); None if not measured.
         pace: relative to the float model, if measured in alternation with it.
+        guessed: whether the latency is another processor's, which ranks nothing.
         agreement: with the float model's answers; None if there are none to compare.
         upper: upper end of the drop's interval; None if there is none.
         lost: the outputs below the floor, each with the reason in words.
@@ -49,6 +51,7 @@ class Point:
     upper: float | None = None
     samples: int = 0
     pace: RelativeLatency | None = None
+    guessed: bool = False
 
 
 def excess(one: Point, budget: Budget) -> dict[str, float]:
@@ -94,39 +97,50 @@ def choose(points: Sequence[Point], budget: Budget) -> Point | None:
 
     The product of bytes and milliseconds is minimized. Among candidates that may be equally fast, the smaller one is
     taken; among nearly equal sizes the one with the smaller drop, then the earlier one. If it uses more than half of
-    the allowed drop, the smallest of those that use less is taken instead, if it is hardly larger. So a repeated
-    measurement only changes the choice among candidates whose spreads overlap.
+    the allowed drop, the smallest of those that use less is taken instead, if it is hardly larger and not surely
+    slower by more than as much. So a repeated measurement only changes the choice among candidates whose spreads
+    overlap. Where latencies are guessed, it changes nothing: bytes and drops decide.
     """
     holding = [one for one in points if not excess(one, budget)]
     if not holding:
         return None
-    paced = all(one.pace is not None for one in holding)
-    best = min(holding, key=lambda one: _cost(one, paced))
+    known = [one for one in holding if not one.guessed]
+    paced = all(one.pace is not None for one in known)
+    best = min(known or holding, key=lambda one: _cost(one, paced))
     rivals = [one for one in holding if _alike(one, best, paced)]
     smallest = min(one.size for one in rivals)
     same = [one for one in rivals if one.size <= smallest * (1 + _SAME_SIZE)]
     # Two of them may both be as fast as the best one, and yet one surely faster than the other.
     undefeated = [one for one in same if not any(_faster(other, one) for other in same)]
     chosen = min(undefeated or same, key=lambda one: one.drop)
-    well = [one for one in rivals if one.drop <= _BARELY * budget.max_drop and one.size <= smallest * (1 + _DEARER)]
-    if well and chosen.drop > _BARELY * budget.max_drop:
-        return min(well, key=lambda one: (one.size, one.drop))
-    return chosen
+    if chosen.drop <= _BARELY * budget.max_drop:
+        return chosen
+    well = [one for one in holding if one.drop <= _BARELY * budget.max_drop and one.size <= smallest * (1 + _DEARER)]
+    well = [one for one in well if one in rivals or not _dearer(one, chosen)]
+    return min(well, key=lambda one: (one.size, one.drop), default=chosen)
 
 
 def finalists(points: Sequence[Point], budget: Budget) -> list[Point]:
     """Return the candidates between which the choice is uncertain, the most likely first: possibly as fast as the best
-    one, or nearly as good. A single one if the choice is certain."""
+    one, nearly as good, or measured on a busy machine, where two races of one file may differ by a factor of two. A
+    single one if the choice is certain; none where another race would tell nothing."""
     holding = [one for one in points if not excess(one, budget)]
-    if not holding or any(one.pace is None for one in holding):
+    if not holding or any(one.pace is None or one.guessed for one in holding):
         return []
     best = min(holding, key=lambda one: _cost(one, True))
-    close = [one for one in holding if _alike(one, best, True) or _cost(one, True) < _cost(best, True) + _CLOSE]
+    near = _cost(best, True) + _CLOSE
+    close = [one for one in holding if _alike(one, best, True) or _cost(one, True) < near or _busy(one) or _busy(best)]
     return sorted(close, key=lambda one: _cost(one, True))[:_MOST_FINALISTS]
 
 
+def _busy(one: Point) -> bool:
+    return one.pace is not None and one.pace.busy
+
+
 def _cost(one: Point, paced: bool) -> float:
-    """Return the logarithm of bytes times milliseconds."""
+    """Return the logarithm of bytes times milliseconds; of bytes alone where these are guessed."""
+    if one.guessed:
+        return math.log(max(one.size, 1))
     if paced and one.pace is not None:
         return math.log(max(one.size, 1)) + math.log(max(one.pace.ratio, 1e-9))
     graded = _grade(one.latency)
@@ -134,11 +148,20 @@ def _cost(one: Point, paced: bool) -> float:
 
 
 def _faster(one: Point, other: Point) -> bool:
-    return one.pace is not None and other.pace is not None and one.pace.beside(other.pace).faster
+    if one.pace is None or other.pace is None or one.guessed or other.guessed:
+        return False
+    return one.pace.beside(other.pace).faster
+
+
+def _dearer(one: Point, other: Point) -> bool:
+    """Return whether a call surely takes more time than another by more than is given for accuracy."""
+    return one.pace is None or other.pace is None or one.pace.beside(other.pace).low > 1 + _DEARER
 
 
 def _alike(one: Point, other: Point, paced: bool) -> bool:
-    """Return whether the spreads of two latencies overlap."""
+    """Return whether the spreads of two latencies overlap, or one of them is guessed."""
+    if one.guessed or other.guessed:
+        return True
     if paced and one.pace is not None and other.pace is not None:
         return one.pace.overlaps(other.pace)
     return _grade(one.latency) == _grade(other.latency)

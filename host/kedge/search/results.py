@@ -138,6 +138,7 @@ class Outcome:
             upper=None if attempt.interval is None else attempt.interval.high,
             lost=tuple(f"output {one.name!r} is lost: {one.lost}" for one in attempt.outputs if one.lost),
             pace=None if latency is None else latency.pace,
+            guessed=latency is not None and latency.guessed,
             samples=0 if self.evaluation is None else self.evaluation.score.samples,
         )
 

@@ -229,8 +229,9 @@ class Search:
         for point, outcome in zip(points, self._outcomes, strict=True):
             outcome.attempt.front = id(point) in on_front
             outcome.attempt.remarks = self._stopwatch.remarks(outcome)
-        slow = {id(one) for one in self._outcomes if budget.max_size is None and self._stopwatch.slower(one)}
-        behind = slow | {id(one) for one in float_beside.ahead_by_guess(self._outcomes)}
+        bytes_wanted = budget.max_size is not None
+        slow = {id(one) for one in self._outcomes if not bytes_wanted and self._stopwatch.slower(one)}
+        behind = slow | {id(one) for one in float_beside.ahead_by_guess(self._outcomes, bytes_wanted=bytes_wanted)}
         left = dict(zip(points, self._outcomes, strict=True))
         while (chosen := self._best(left, behind)) is not None:
             taken = left[chosen]
