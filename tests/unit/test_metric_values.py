@@ -144,7 +144,7 @@ def test_every_known_metric_says_its_direction_and_finds_itself() -> None:
 
 def test_labels_without_class_scores_are_refused() -> None:
     with pytest.raises(DatasetError, match="output 'y' of shape 40x1 holds no class scores"):
-        chosen({"y": LOGITS[:, :1]}, np.zeros(40, int))
+        chosen({"y": LOGITS[:, :1]}, np.asarray(["cat"] * 40))
 
 
 def test_the_users_metric_is_named_without_its_folder() -> None:
@@ -156,8 +156,8 @@ def test_the_users_metric_is_named_without_its_folder() -> None:
     [
         (np.arange(40) % 5 + 1, "label holds 5, the model's 5 classes are 0 to 4"),
         (np.arange(40) % 5 - 1, "label holds -1"),
-        (np.zeros(40), "dtype float64"),
-        (np.zeros((40, 1), int), "shape 40x1, 40 was expected"),
+        (np.full(40, 0.5), "dtype float64"),
+        (np.zeros((40, 2), int), "shape 40x2, 40 was expected"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(labels: Array, said: str) -> None:

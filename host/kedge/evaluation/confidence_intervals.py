@@ -20,7 +20,6 @@ import numpy.typing as npt
 
 from kedge.evaluation import resampling
 from kedge.evaluation.metric import USER, Choice, Score
-from kedge.evaluation.metrics import Metric
 from kedge_protocol.errors import KedgeError
 
 Array = npt.NDArray[Any]
@@ -77,7 +76,10 @@ def of_drop(choice: Choice, reference: Score, score: Score, confidence: float = 
     if reference.rows is None or score.rows is None:
         return _of_calls(choice, reference, score, confidence)
     wanted, got = reference.rows.array, score.rows.array
-    if choice.of_answers and wanted.ndim == 1 and _binary(wanted) and _binary(got):
+    if choice.of_answers and _binary(wanted) and _binary(got):
+        if choice.outputs:
+            worst = choice.worst(got)
+            wanted, got = wanted[:, worst], got[:, worst]
         return of_answers(wanted > 0, got > 0, confidence)
     return _bootstrapped(choice, wanted, got, confidence)
 
@@ -178,19 +180,19 @@ def _needed_pairs(lost: int, won: int, count: int, allowed: float, confidence: f
 
 def _bootstrapped(choice: Choice, wanted: Array, got: Array, confidence: float) -> Interval | None:
     count = len(wanted)
-    metric = None if choice.kind == USER else choice.metric()
-    if metric is None or type(metric).aggregate is Metric.aggregate:
+    if choice.averages:
         apart = (wanted - got).reshape(count, -1).mean(axis=1)
         drops = choice.drop(1.0, 0.0) * resampling.drawn_means(apart, resampling.DRAWS)
     else:
-        drops = _aggregated(choice, metric, wanted, got)
+        drops = _aggregated(choice, wanted, got)
     drops = drops[np.isfinite(drops)]
     if len(drops) < _LEAST_CALLS:
         return None
     low, high = _ends(drops, count, confidence)
-    if metric is not None and metric.span is not None and np.array_equal(wanted, got):
+    span = None if choice.kind == USER else choice.metric().span
+    if span is not None and np.array_equal(wanted, got):
         # No sample differs, and yet one in so many may.
-        unseen = metric.span * tango(0, 0, count, confidence)[1]
+        unseen = span * tango(0, 0, count, confidence)[1]
         low, high = low - unseen, high + unseen
     return Interval(
         low=round(low, 9),
@@ -201,13 +203,13 @@ def _bootstrapped(choice: Choice, wanted: Array, got: Array, confidence: float) 
     )
 
 
-def _aggregated(choice: Choice, metric: Metric, wanted: Array, got: Array) -> Array:
+def _aggregated(choice: Choice, wanted: Array, got: Array) -> Array:
     """Drops on drawn samples: fewer draws where one takes long, none where it takes very long; NaN where one cannot be
     had, as of a class that was not drawn."""
     took = math.inf
     for _ in range(3):  # the first is often slow
         began = time.monotonic()
-        metric.aggregate(got)
+        choice.aggregate(got)
         took = min(took, time.monotonic() - began)
     if took > _SLOW:
         return np.zeros(0)
@@ -216,7 +218,7 @@ def _aggregated(choice: Choice, metric: Metric, wanted: Array, got: Array) -> Ar
     with np.errstate(all="ignore"):
         for draw in resampling.draws(len(wanted), number):
             try:
-                found.append(choice.drop(metric.aggregate(wanted[draw]), metric.aggregate(got[draw])))
+                found.append(choice.drop(choice.aggregate(wanted[draw]), choice.aggregate(got[draw])))
             except (ArithmeticError, ValueError, KedgeError):
                 found.append(math.nan)
     return np.array(found)

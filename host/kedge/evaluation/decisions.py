@@ -38,6 +38,23 @@ def edge_of(reference: Array) -> float:
     return HALF if bounded else 0.0
 
 
+def yes(seen: ClassifiedOutput, output: Array, reference: Array) -> Array:
+    """Return N times whether an output with one number for each sample says yes: a probability above 0.5, another
+    number above :func:`edge_of`."""
+    edge = HALF if seen.kind is OutputKind.PROBABILITY else edge_of(reference)
+    return np.asarray(output).reshape(len(output)) > edge
+
+
+def yes_or_no(labels: Any | None) -> bool:
+    """Return whether labels are a yes (1) or no (0) for each sample."""
+    return (
+        isinstance(labels, np.ndarray)
+        and labels.dtype.kind in "iufb"
+        and labels[:1].size == 1
+        and bool(np.isin(labels, (0, 1)).all())
+    )
+
+
 def mean_ranks(values: Array) -> Array:
     """Return ranks from 1; equal values share their mean rank."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
@@ -85,7 +102,11 @@ def check_asked(kinds: Mapping[str, ClassifiedOutput]) -> None:
         )
 
 
-def shares(right: Any) -> Array:
-    """Return the share of True in each sample (first axis)."""
-    found: Array = np.asarray(right, dtype=np.float64).reshape(len(right), -1).mean(axis=1)
-    return found
+def shares(right: Any, counted: Any | None = None) -> Array:
+    """Return the share of True in each sample (first axis), of what counts there (all, by default); 1 where nothing
+    does."""
+    found = np.asarray(right, dtype=np.float64).reshape(len(right), -1)
+    if counted is None:
+        return np.asarray(found.mean(axis=1))
+    used = np.asarray(counted, dtype=np.float64).reshape(found.shape)
+    return np.asarray(np.where(used.any(axis=1), (found * used).sum(axis=1) / np.maximum(1, used.sum(axis=1)), 1.0))

@@ -188,13 +188,44 @@ def columns(array: Array) -> int:
     return int(array.shape[-1]) if array.ndim > 1 else 0
 
 
+IGNORED = -100
+"""A class number that does not count, as of padding in a line of tokens (PyTorch's ``ignore_index``)."""
+
+
 def fits(array: Array, labels: Any) -> bool:
     """Return whether labels can be classes of an output: whole numbers, one per row, none beyond the last axis."""
-    if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu" or array.dtype.kind != "f":
+    if not isinstance(labels, np.ndarray) or array.dtype.kind != "f":
         return False
-    if columns(array) < 2 or labels.shape != array.shape[:-1] or not labels.size:
+    numbers = class_numbers(labels, array)
+    if numbers.dtype.kind not in "iu" or columns(array) < 2 or numbers.shape != array.shape[:-1]:
         return False
-    return int(labels.min()) >= 0 and int(labels.max()) < columns(array)
+    counted = numbers[numbers != IGNORED]
+    return bool(counted.size) and int(counted.min()) >= 0 and int(counted.max()) < columns(array)
+
+
+def class_numbers(labels: Any, array: Array) -> Array:
+    """Return labels as class numbers, one for each row of an output's scores, where they are that in another form:
+    whole numbers stored as real ones or as flags, with an axis of length one more or less, or one-hot rows. Other
+    labels are returned as they are."""
+    wanted = np.asarray(labels)
+    if wanted.dtype.kind not in "iufb" or not wanted.size:
+        return wanted
+    if wanted.shape == array.shape and columns(array) > 1 and _one_hot(wanted):
+        return np.asarray(wanted.argmax(axis=-1))
+    if wanted.dtype.kind == "b" or (wanted.dtype.kind == "f" and bool((wanted == np.round(wanted)).all())):
+        wanted = wanted.astype(np.int64)
+    rows = array.shape[:-1]
+    if wanted.shape != rows and len(wanted) == len(array) and _longer(wanted.shape) == _longer(rows):
+        wanted = wanted.reshape(rows)
+    return wanted
+
+
+def _one_hot(labels: Array) -> bool:
+    return bool(np.isin(labels, (0, 1)).all() and (labels.sum(axis=-1) == 1).all())
+
+
+def _longer(shape: tuple[int, ...]) -> list[int]:
+    return [length for length in shape[1:] if length != 1]
 
 
 def _labelled(
@@ -214,7 +245,7 @@ def _labelled(
         fitting,
         key=lambda name: (
             graph.get(name, GraphEvidence()).distribution,
-            float(np.mean(np.argmax(reference[name], axis=-1) == labels)),
+            float(np.mean(np.argmax(reference[name], axis=-1) == class_numbers(labels, reference[name]))),
         ),
         default=None,
     )
@@ -228,9 +259,8 @@ def _one(
 
     if 0 in array.shape:
         return is_(OutputKind.EMPTY, "it holds nothing")
-    if named:
-        known = array.dtype.kind == "f" and _floats(array, graph, inputs, is_).bounded
-        return is_(OutputKind.CLASSES, "--metric names it", bounded=known)
+    if named and array.dtype.kind == "f" and columns(array) > 1:
+        return is_(OutputKind.CLASSES, "--metric names it", bounded=_floats(array, graph, inputs, is_).bounded)
     if graph.passed:
         return is_(OutputKind.PASSED_THROUGH, "nothing is computed between an input and it")
     if array.dtype.kind != "f":

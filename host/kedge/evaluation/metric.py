@@ -22,6 +22,8 @@ Array = npt.NDArray[Any]
 
 USER = "user"
 """Kind of the user's own function."""
+OF_ANSWERS = ("top1", "agreement")
+"""Kinds that count right and wrong answers."""
 _SECONDS = 0.3
 """A function that takes longer is not called for every resample."""
 _BYTES = 256 << 20
@@ -35,7 +37,8 @@ class Choice:
         kind: a known metric's name (:mod:`kedge.evaluation.metrics`), or :data:`USER`.
         name: as the report and the bundle have it: ``KIND``, ``KIND:OUTPUT`` where the user named one;
             ``file.py:function`` without folders for the user's own.
-        output: that is judged; None where all are.
+        output: that is judged; None where all are, or those of ``outputs``.
+        outputs: several that are judged each by itself; the worst counts.
         kinds: what each output is.
         inputs: shape of each input's raw samples.
         function: ``path.py:function`` of the user's own.
@@ -44,6 +47,7 @@ class Choice:
     kind: str
     name: str
     output: str | None = None
+    outputs: tuple[str, ...] = ()
     kinds: tuple[ClassifiedOutput, ...] = ()
     inputs: dict[str, tuple[int, ...]] = field(default_factory=dict)
     function: str | None = None
@@ -58,11 +62,33 @@ class Choice:
     @property
     def of_answers(self) -> bool:
         """Whether it counts right and wrong answers."""
-        return self.kind in ("top1", "agreement")
+        return self.kind in OF_ANSWERS
 
-    def metric(self) -> Metric:
-        """Of a known kind, made anew."""
-        return find(self.kind, where=WHERE)(self.output, self.seen, self.inputs)
+    def metric(self, output: str | None = None) -> Metric:
+        """Of a known kind, made anew.
+
+        Args:
+            output: one of ``outputs``.
+        """
+        return find(self.kind, where=WHERE)(output or self.output, self.seen, self.inputs)
+
+    @property
+    def averages(self) -> bool:
+        """Whether the value is the mean of the rows."""
+        return self.kind == USER or not (self.outputs or type(self.metric()).aggregate is not Metric.aggregate)
+
+    def rows(self, outputs: Mapping[str, Array], reference: Mapping[str, Array], labels: Any | None) -> Array | None:
+        """What each sample contributes, of a known kind (:meth:`Metric.per_sample`); with several outputs N x outputs
+        x that."""
+        if not self.outputs:
+            return self.metric().per_sample(outputs, reference, labels)
+        parts = [self.metric(name).per_sample(outputs, reference, labels) for name in self.outputs]
+        return np.stack([part for part in parts if part is not None], axis=1)
+
+    def worst(self, rows: Array) -> int:
+        """Which of several outputs has the worst value."""
+        values = [self.metric(name).aggregate(rows[:, at]) for at, name in enumerate(self.outputs)]
+        return int(np.argmin(values) if self.direction is Direction.HIGHER else np.argmax(values))
 
     def drop(self, reference: float, value: float) -> float:
         """How much worse than the float model's a value is; below 0 where it is better."""
@@ -72,6 +98,8 @@ class Choice:
         """The value over rows that :func:`score` gave."""
         if self.kind == USER:
             return float(np.mean(rows, dtype=np.float64))
+        if self.outputs:
+            rows = rows[:, self.worst(rows)]
         return self.metric().aggregate(rows)
 
 
@@ -150,8 +178,12 @@ def choose(
     if text is not None:
         kind, _, output = text.partition(":")
         return _known(kind, output or None, kinds, reference, labels, shapes)
-    kind = _without_labels(kinds) if labels is None else _with_labels(kinds, reference, labels)
-    return _known(kind, None, kinds, reference, labels, shapes)
+    return _known(usual(kinds, reference, labels), None, kinds, reference, labels, shapes)
+
+
+def usual(kinds: Mapping[str, ClassifiedOutput], reference: Mapping[str, Array], labels: Any | None) -> str:
+    """Return the kind of metric where the user names none; see :func:`choose`."""
+    return _without_labels(kinds) if labels is None else _with_labels(kinds, reference, labels)
 
 
 def _with_labels(kinds: Mapping[str, ClassifiedOutput], reference: Mapping[str, Array], labels: Any) -> str:
@@ -166,7 +198,7 @@ def _with_labels(kinds: Mapping[str, ClassifiedOutput], reference: Mapping[str, 
     raise _misfit(kinds, reference, labels)
 
 
-_BY_LABELS = ("map", "miou", "multilabel-f1", "cer")
+_BY_LABELS = ("map", "multilabel-f1", "miou", "cer")
 """What labels that are no classes may be of, in this order."""
 
 
@@ -190,10 +222,10 @@ _SINGLE = (OutputKind.NUMBER, OutputKind.PROBABILITY)
 
 
 def _are_values(labels: Array, output: Array, seen: ClassifiedOutput) -> bool:
-    """Return whether labels are what an output should give: real numbers for one with a single number, or several
-    numbers in the output's shape, which 0 and 1 for each class are not."""
+    """Return whether labels are what an output should give: numbers for one with a single number (real ones for a
+    probability), or several numbers in the output's shape, which 0 and 1 for each class are not."""
     if seen.kind in _SINGLE:
-        return labels.dtype.kind == "f" and output.size == labels.size
+        return labels.dtype.kind in ("iuf" if seen.kind is OutputKind.NUMBER else "f") and output.size == labels.size
     several = seen.kind is OutputKind.VALUES and output.ndim == 2 and labels.shape == output.shape
     return several and labels.dtype.kind in "iuf" and not np.isin(labels, (0, 1)).all()
 
@@ -230,12 +262,10 @@ def _known(
         )
     if output is not None and output not in kinds:
         raise ConfigError(f"the model has no output {output!r}", where=WHERE, remedy=f"It has {', '.join(kinds)}")
-    chosen = output
-    if chosen is None and not metric.whole:
-        # What the labels are of comes first, what is read off other outputs (a label beside its scores) last.
-        names = sorted(kinds, key=lambda n: (not kinds[n].labelled, kinds[n].kind is OutputKind.INTEGERS))
-        chosen = next((name for name in names if metric.suits(kinds[name], reference[name], labels)), None)
-        if chosen is None:
+    judged: tuple[str, ...] = () if output is None else (output,)
+    if output is None and not metric.whole:
+        judged = _suiting(metric, kinds, reference, labels)
+        if not judged:
             there = "; ".join(
                 f"{name} {list(reference[name].shape)} is {one.kind.value}" for name, one in kinds.items()
             )
@@ -246,16 +276,35 @@ def _known(
                 remedy=f"Name the output: --metric {kind}:{next(iter(kinds))}"
                 + (", and look whether the labels fit it" if have else ""),
             )
-    metric(chosen, kinds, inputs).check(reference, labels, where="evaluation")
+    for name in judged or (None,):
+        metric(name, kinds, inputs).check(reference, labels, where="evaluation")
     return Choice(
         kind=kind,
         name=kind if output is None else f"{kind}:{output}",
-        output=chosen,
+        output=judged[0] if len(judged) == 1 else None,
+        outputs=judged if len(judged) > 1 else (),
         kinds=tuple(kinds.values()),
         inputs=dict(inputs),
         direction=metric.direction,
         unit=metric.unit,
     )
+
+
+def _suiting(
+    metric: type[Metric], kinds: Mapping[str, ClassifiedOutput], reference: Mapping[str, Array], labels: Any | None
+) -> tuple[str, ...]:
+    """Return the outputs that a metric judges where the user names none: all that suit it where the float model's
+    answers are what is right, else the one that the labels are of, which is the one that is nearest to them."""
+    names = [name for name, seen in kinds.items() if metric.suits(seen, reference[name], labels)]
+    # What is read off other outputs, as a label beside its scores, counts where there is nothing else.
+    names = [name for name in names if kinds[name].kind is not OutputKind.INTEGERS] or names
+    if len(names) < 2 or metric.against_float or (labels is None and not metric.needs_labels):
+        return tuple(names)
+    if labelled := [name for name in names if kinds[name].labelled]:
+        return (labelled[0],)
+    values = [metric(name, kinds).value(reference, reference, labels) for name in names]
+    best = np.argmax(values) if metric.direction is Direction.HIGHER else np.argmin(values)
+    return (names[int(best)],)
 
 
 def score(
@@ -278,10 +327,10 @@ def score(
     """
     if choice.kind == USER:
         return _users(choice, outputs, inputs, labels)
-    metric = choice.metric()
-    rows = metric.per_sample(outputs, reference, labels)
+    rows = choice.rows(outputs, reference, labels)
     if rows is not None:
-        return Score(value=metric.aggregate(rows), samples=len(rows), rows=Rows.of(rows))
+        return Score(value=choice.aggregate(rows), samples=len(rows), rows=Rows.of(rows))
+    metric = choice.metric()
 
     def value(picked: Array) -> float:
         return metric.value(_picked(outputs, picked), _picked(reference, picked), _rows(labels, picked))

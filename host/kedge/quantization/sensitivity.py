@@ -267,15 +267,22 @@ class Run:
         """Return the metric that counts right answers: top-1, or agreement, of one output; None if there are no
         answers."""
         if choice is None:
-            made = metric.choose(None, kinds=self._kinds, reference=outputs, labels=labels)
-            return made if made.of_answers else None
+            kind = metric.usual(self._kinds, outputs, labels)
+            if kind not in metric.OF_ANSWERS:
+                return None
+            return metric.choose(kind, kinds=self._kinds, reference=outputs, labels=labels)
         if not choice.of_answers:
             return None
         self._kinds = choice.seen
-        named = choice.output or next(iter(decisions.answering(self._kinds)))
         known = labels is not None and choice.kind == "top1"
+        several = () if known else choice.outputs
+        named = choice.output or (None if several else next(iter(decisions.answering(self._kinds))))
         return metric.Choice(
-            kind="top1" if known else "agreement", name="", output=named, kinds=tuple(self._kinds.values())
+            kind="top1" if known else "agreement",
+            name="",
+            output=named,
+            outputs=several,
+            kinds=tuple(self._kinds.values()),
         )
 
     def observe(self, samples: Limited, *, seconds: float) -> None:
@@ -437,5 +444,5 @@ class _Part:
     def _score(self, outputs: dict[str, Array]) -> float:
         if self._choice is None:
             return 0.0
-        rows = self._choice.metric().per_sample(outputs, self._reference, self._labels)
-        return 0.0 if rows is None else float(rows.sum())
+        rows = self._choice.rows(outputs, self._reference, self._labels)
+        return 0.0 if rows is None else float(rows.sum()) / max(1, len(self._choice.outputs))

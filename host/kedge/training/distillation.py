@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from kedge.evaluation import user
+from kedge.evaluation.kinds import class_numbers
 from kedge.evaluation.metrics.classes import check_labels
 from kedge.training import blocks, losses
 from kedge.training.blocks import Pairs
@@ -253,6 +254,7 @@ class Distillation:
             )
         scores: Array = np.zeros((len(labels), outputs[head.output].shape[-1]), dtype=np.float32)
         check_labels(labels, scores, where="calibration")
+        self.pool.labels = class_numbers(labels, scores)
 
 
 def user_loss(reference: str) -> UserLoss:

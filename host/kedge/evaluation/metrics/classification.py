@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge.evaluation import decisions
-from kedge.evaluation.kinds import ClassifiedOutput, OutputKind, columns, fits
-from kedge.evaluation.metrics.classes import check_labels
+from kedge.evaluation.kinds import IGNORED, ClassifiedOutput, OutputKind, class_numbers, columns, fits
+from kedge.evaluation.metrics.classes import answered, answers_fit, check_labels
 from kedge.evaluation.metrics.contract import Metric
 from kedge_protocol.errors import DatasetError
 
@@ -46,35 +46,37 @@ class Top5(Metric):
         """N: 1 where the label is among the best five; with a label for each position the share of them."""
         scores = np.nan_to_num(np.asarray(outputs[self.output or ""], dtype=np.float64), nan=-np.inf)
         best = np.argpartition(-scores, _FIVE - 1, axis=-1)[..., :_FIVE]
-        hits = (best == np.asarray(labels)[..., None]).any(axis=-1)
-        return np.asarray(hits.reshape(len(hits), -1).mean(axis=1), dtype=np.float64)
+        wanted = class_numbers(labels, scores)
+        return decisions.shares((best == wanted[..., None]).any(axis=-1), wanted != IGNORED)
 
 
 class F1(Metric):
-    """Mean over the classes of F1, the harmonic mean of precision and recall (macro average). Classes that neither
-    labels nor answers name do not count."""
+    """Mean over the classes of F1, the harmonic mean of precision and recall (macro average); of one number for each
+    sample, over no and yes. Classes that neither labels nor answers name do not count."""
 
     name = "f1"
     needs_labels = True
 
     @classmethod
     def suits(cls, seen: ClassifiedOutput, reference: Array, labels: Any | None) -> bool:
-        """Class scores that the labels fit."""
-        return seen.kind is OutputKind.CLASSES and fits(reference, labels)
+        """Class scores that the labels fit, one number with labels of 0 and 1, classes that the model gives."""
+        return answers_fit(seen, reference, labels)
 
     def check(self, reference: Mapping[str, Array], labels: Any | None, *, where: str) -> None:
         """Labels as for top-1."""
-        check_labels(labels, reference[self.output or ""], where=where)
+        name = self.output or ""
+        if not answers_fit(self.kinds[name], reference[name], labels):
+            check_labels(labels, reference[name], where=where)
 
     def per_sample(self, outputs: Mapping[str, Array], reference: Mapping[str, Array], labels: Any | None) -> Array:
         """N x positions x 2: label and answer."""
-        answers = np.argmax(outputs[self.output or ""], axis=-1)
-        wanted = np.asarray(labels)
+        name = self.output or ""
+        answers, wanted = answered(self.kinds[name], outputs[name], reference[name], labels)
         return np.stack([wanted.reshape(len(wanted), -1), answers.reshape(len(wanted), -1)], axis=2)
 
     def aggregate(self, rows: Array) -> float:
         """The macro average."""
-        wanted, answers = rows[..., 0].ravel(), rows[..., 1].ravel()
+        wanted, answers = rows[rows[..., 0] != IGNORED].T
         classes = np.union1d(wanted, answers)
         hits = np.asarray([np.sum((wanted == one) & (answers == one)) for one in classes])
         total = np.asarray([np.sum(wanted == one) + np.sum(answers == one) for one in classes])
@@ -124,7 +126,7 @@ class Auc(Metric):
     def suits(cls, seen: ClassifiedOutput, reference: Array, labels: Any | None) -> bool:
         """A number for each sample with labels of 0 and 1, class scores that the labels fit, or multi-hot labels."""
         if seen.kind in (OutputKind.PROBABILITY, OutputKind.NUMBER):
-            return isinstance(labels, np.ndarray) and bool(np.isin(labels, (0, 1)).all())
+            return decisions.yes_or_no(labels)
         return fits(reference, labels) or MultilabelF1.suits(seen, reference, labels)
 
     def check(self, reference: Mapping[str, Array], labels: Any | None, *, where: str) -> None:
@@ -148,7 +150,7 @@ class Auc(Metric):
         if wanted.size == scores.size:
             positive = wanted.reshape(scores.shape) > 0
         else:
-            positive = wanted.reshape(len(wanted), 1) == np.arange(width)
+            positive = class_numbers(wanted, scores).reshape(len(wanted), 1) == np.arange(width)
         if width == 2:  # the two columns say the same
             scores, positive = scores[:, 1:], positive[:, 1:]
         return np.stack([scores, positive.astype(np.float64)], axis=2)

@@ -40,6 +40,7 @@ class Metric(abc.ABC):
         direction: a drop is always "worse than float", whichever way is better.
         needs_labels: whether the evaluation set must have labels.
         whole: whether it judges all outputs together, so that none can be named.
+        against_float: whether the float model's answers are what is right, whatever labels there are.
         span: the largest amount by which one sample's value may change; None where nothing bounds it. What no sample
             shows may still happen to one in N: see :func:`kedge.evaluation.confidence_intervals.interval`.
     """
@@ -49,6 +50,7 @@ class Metric(abc.ABC):
     direction: ClassVar[Direction] = Direction.HIGHER
     needs_labels: ClassVar[bool] = False
     whole: ClassVar[bool] = False
+    against_float: ClassVar[bool] = False
     span: ClassVar[float | None] = 1.0
 
     def __init__(

@@ -111,7 +111,8 @@ def is_boxes(labels: Any | None) -> bool:
 
 def matched(found: list[Detections], labels: Array, thresholds: tuple[float, ...]) -> Array:
     """What pycocotools makes of each picture; see :meth:`MeanAveragePrecision.per_sample`."""
-    classes = 1 + int(max(labels[..., 0].max(initial=0), *(one.classes.max(initial=0) for one in found)))
+    # A class without objects counts nothing; rows of one width let any two models' be joined.
+    classes = 1 + int(labels[..., 0].max(initial=0))
     evaluated = _evaluated(found, labels, classes, thresholds)
     width = _HEAD + len(thresholds)
     counts = np.zeros((len(found), classes))
@@ -141,6 +142,8 @@ def _evaluated(found: list[Detections], labels: Array, classes: int, thresholds:
     detections: list[dict[str, Any]] = []
     for number, one in enumerate(found, start=1):
         for corners, score, kind in zip(one.boxes, one.scores, one.classes, strict=True):
+            if kind >= classes:
+                continue
             made = _object(len(detections) + 1, number, int(kind), corners)
             detections.append(made | {"score": float(score)})
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge.evaluation import groups
-from kedge.evaluation.kinds import ClassifiedOutput, OutputKind
 from kedge.evaluation.metrics.contract import Metric
 
 Array = npt.NDArray[Any]
@@ -50,43 +49,6 @@ class Cosine(Metric):
         return own or [name for name, array in reference.items() if array.dtype.kind == "f" and array.size]
 
 
-class R2(Metric):
-    """Coefficient of determination: one minus the square error over the variance of what is right, which is the labels
-    where there are numbers among them, else the float model's answers. Of several numbers for each sample the mean over
-    them, as scikit-learn has it."""
-
-    name = "r2"
-    span = None
-
-    @classmethod
-    def suits(cls, seen: ClassifiedOutput, reference: Array, labels: Any | None) -> bool:
-        """One number for each sample, or several with labels of their shape."""
-        if seen.kind in (OutputKind.NUMBER, OutputKind.PROBABILITY):
-            return True
-        several = seen.kind is OutputKind.VALUES and reference.ndim == 2
-        return several and isinstance(labels, np.ndarray) and labels.shape == reference.shape
-
-    def per_sample(self, outputs: Mapping[str, Array], reference: Mapping[str, Array], labels: Any | None) -> Array:
-        """N x C x 3: square error, right value, its square, of each of C numbers."""
-        name = self.output or ""
-        wanted = np.asarray(reference[name] if labels is None else labels, dtype=np.float64)
-        wanted = wanted.reshape(len(wanted), -1)
-        error = np.asarray(outputs[name], dtype=np.float64).reshape(wanted.shape) - wanted
-        return np.stack([error**2, wanted, wanted**2], axis=2)
-
-    def aggregate(self, rows: Array) -> float:
-        """Mean of 1 - error / variance; 1 without error, where nothing varies 0 with one."""
-        means: Array = np.asarray(rows, dtype=np.float64).mean(axis=0)
-        return round(float(np.mean([_determined(*map(float, one)) for one in means])), 9)
-
-
-def _determined(error: float, mean: float, square: float) -> float:
-    variance = square - mean**2
-    if error == 0 or not np.isfinite(error):
-        return 1.0 if error == 0 else -1e9
-    return 1 - error / variance if variance > 1e-12 * max(square, 1e-30) else 0.0
-
-
 def cosines(output: Array, reference: Array, group: groups.Group) -> Array:
     """N: the cosine of each sample's part of an output, or what stands for it where that is one number.
 
@@ -124,4 +86,4 @@ def _angles(got: Array, wanted: Array) -> Array:
     return np.asarray(np.where(both_zero, 1.0, np.divide(dot, product, out=np.zeros_like(dot), where=product > 0)))
 
 
-METRICS = (Cosine, R2)
+METRICS = (Cosine,)

@@ -22,7 +22,7 @@ _SILENT = 200.0
 
 
 class _Numbers(Metric):
-    """What the metrics of this module share: labels, where given, have the output's shape."""
+    """What metrics of numbers share: labels, where given, have the output's shape (axes of length one aside)."""
 
     span = None
 
@@ -31,12 +31,12 @@ class _Numbers(Metric):
         """Numbers; with labels, of their size."""
         if seen.kind in (OutputKind.PASSED_THROUGH, OutputKind.INTEGERS, OutputKind.EMPTY):
             return False
-        return labels is None or np.size(labels) == reference.size
+        return labels is None or _are_of(labels, reference)
 
     def check(self, reference: Mapping[str, Array], labels: Any | None, *, where: str) -> None:
-        """Labels of the output's size."""
+        """Labels of the output's shape."""
         array = reference[self.output or ""]
-        if labels is not None and (np.size(labels) != array.size or np.asarray(labels).dtype.kind not in "iufb"):
+        if labels is not None and not _are_of(labels, array):
             have, want = ("x".join(map(str, shape)) for shape in (np.shape(labels), array.shape))
             raise DatasetError(f"label has shape {have}, numbers of shape {want} were expected", where=where)
 
@@ -92,6 +92,7 @@ class Spearman(_Numbers):
                 f"output {self.output!r} is not one number for each sample, so it has no order", where="--metric"
             )
         super().check(reference, labels, where=where)
+        _check_varied(labels, self.name, where=where)
 
     def per_sample(self, outputs: Mapping[str, Array], reference: Mapping[str, Array], labels: Any | None) -> Array:
         """N x 2: the answer and what is right."""
@@ -105,12 +106,51 @@ class Spearman(_Numbers):
         return round(float((left * right).sum()) / norm, 9) if norm else 0.0
 
 
+class R2(_Numbers):
+    """Coefficient of determination: one minus the square error over the variance of what is right. Of several numbers
+    for each sample the mean over them, as scikit-learn has it."""
+
+    name = "r2"
+
+    @classmethod
+    def suits(cls, seen: ClassifiedOutput, reference: Array, labels: Any | None) -> bool:
+        """One number for each sample, or several with labels of their shape."""
+        if seen.kind in (OutputKind.NUMBER, OutputKind.PROBABILITY):
+            return super().suits(seen, reference, labels)
+        several = seen.kind is OutputKind.VALUES and reference.ndim == 2
+        return several and isinstance(labels, np.ndarray) and labels.shape == reference.shape
+
+    def check(self, reference: Mapping[str, Array], labels: Any | None, *, where: str) -> None:
+        """Labels of the output's shape, not all alike."""
+        super().check(reference, labels, where=where)
+        _check_varied(labels, self.name, where=where)
+
+    def per_sample(self, outputs: Mapping[str, Array], reference: Mapping[str, Array], labels: Any | None) -> Array:
+        """N x C x 3: square error, right value, its square, of each of C numbers."""
+        wanted = self.wanted(reference, labels)
+        error = np.asarray(outputs[self.output or ""], dtype=np.float64).reshape(wanted.shape) - wanted
+        return np.stack([error**2, wanted, wanted**2], axis=2)
+
+    def aggregate(self, rows: Array) -> float:
+        """Mean of 1 - error / variance; 1 without error, where nothing varies 0 with one."""
+        means: Array = np.asarray(rows, dtype=np.float64).mean(axis=0)
+        return round(float(np.mean([_determined(*map(float, one)) for one in means])), 9)
+
+
+def _determined(error: float, mean: float, square: float) -> float:
+    variance = square - mean**2
+    if error == 0 or not np.isfinite(error):
+        return 1.0 if error == 0 else -1e9
+    return 1 - error / variance if variance > 1e-12 * max(square, 1e-30) else 0.0
+
+
 class Sqnr(Metric):
     """Signal to quantization noise ratio against the float model: 10 log10 of the power of its answers over that of the
     error, in decibels. 20 dB is an error of a tenth, 40 dB of a hundredth. Labels play no part."""
 
     name = "sqnr"
     unit = "dB"
+    against_float = True
     span = None
 
     def per_sample(self, outputs: Mapping[str, Array], reference: Mapping[str, Array], labels: Any | None) -> Array:
@@ -130,4 +170,25 @@ class Sqnr(Metric):
         return round(min(_SILENT, _DECIBEL * float(np.log10(max(signal, np.finfo(np.float64).tiny) / error))), 6)
 
 
-METRICS = (Mae, Mse, Spearman, Sqnr)
+def _are_of(labels: Any, output: Array) -> bool:
+    """Return whether labels are numbers in an output's shape, axes of length one aside."""
+    found = np.asarray(labels)
+    have, want = ([length for length in array.shape[1:] if length != 1] for array in (found, output))
+    return found.dtype.kind in "iufb" and len(found) == len(output) and have == want
+
+
+def _check_varied(labels: Any | None, name: str, *, where: str) -> None:
+    """Check that labels vary from sample to sample; without that a share of their variation says nothing.
+
+    Raises:
+        DatasetError: they are all alike.
+    """
+    if labels is not None and bool((np.asarray(labels) == np.asarray(labels)[:1]).all()):
+        raise DatasetError(
+            f"all labels are alike, so {name} says nothing",
+            where=where,
+            remedy="Take --metric mae, or give more samples",
+        )
+
+
+METRICS = (Mae, Mse, R2, Spearman, Sqnr)

@@ -17,43 +17,58 @@ Array = npt.NDArray[Any]
 
 IGNORED = 255
 """A pixel with this label does not count (as in Pascal VOC and Cityscapes)."""
-_RANK = 4
+_PIXELS = 3
+"""Axes of masks: sample, height and width."""
 
 
 class MeanIou(Metric):
     """Mean over the classes of intersection over union of pixels, of answers and labels. Scores are NxCxHxW or NxHxWxC;
-    an output of one channel says yes above 0.5 (or above 0, where it is no probability)."""
+    an output of one channel, or NxHxW, says yes above 0.5 (or above 0, where it is no probability). Class numbers that
+    the model gives itself are NxHxW."""
 
     name = "miou"
     needs_labels = True
 
     @classmethod
     def suits(cls, seen: ClassifiedOutput, reference: Array, labels: Any | None) -> bool:
-        """Scores for each pixel of masks."""
-        return isinstance(labels, np.ndarray) and _class_axis(reference, labels) is not None
+        """Scores, or class numbers, for each pixel of masks."""
+        masks = _masks(labels)
+        return masks.dtype.kind in "iu" and _class_axis(reference, masks) is not None
 
     def check(self, reference: Mapping[str, Array], labels: Any | None, *, where: str) -> None:
-        """Masks of whole numbers in the output's height and width, none beyond its classes."""
-        array, masks = reference[self.output or ""], np.asarray(labels)
-        axis = _class_axis(array, masks)
-        if axis is None or masks.dtype.kind not in "iu":
+        """Masks of whole numbers in the output's height and width, none beyond its classes, of two at least."""
+        array, masks = reference[self.output or ""], _masks(labels)
+        if _class_axis(array, masks) is None or masks.dtype.kind not in "iu":
             have, want = ("x".join(map(str, shape)) for shape in (masks.shape, array.shape))
             raise DatasetError(
-                f"label has dtype {masks.dtype} and shape {have}; scores of {want} need masks of whole numbers",
+                f"label has dtype {masks.dtype} and shape {have}; an output of {want} needs masks of whole numbers",
                 where=where,
             )
-        used, classes = masks[masks != IGNORED], max(2, array.shape[axis])
-        if used.size and (int(used.min()) < 0 or int(used.max()) >= classes):
-            raise DatasetError(f"label holds {int(used.max())}, the classes are 0 to {classes - 1}", where=where)
+        used, classes = masks[masks != IGNORED], self._classes(array, masks)
+        low, high = int(used.min(initial=0)), int(used.max(initial=0))
+        if low < 0 or high >= classes:
+            raise DatasetError(
+                f"label holds {low if low < 0 else high}, the classes are 0 to {classes - 1}",
+                where=where,
+                remedy=f"Pixels that do not count are {IGNORED}",
+            )
+        if used.size < masks.size and low == high:
+            raise DatasetError(
+                f"label holds {high} and {IGNORED} alone, and {IGNORED} does not count",
+                where=where,
+                remedy="Store class numbers: 1 for yes in masks of yes and no",
+            )
 
     def per_sample(self, outputs: Mapping[str, Array], reference: Mapping[str, Array], labels: Any | None) -> Array:
         """N x classes x 2: pixels in both, and in either."""
-        name, masks = self.output or "", np.asarray(labels)
-        axis = _class_axis(reference[name], masks) or 1
+        name, masks = self.output or "", _masks(labels)
+        axis = _class_axis(reference[name], masks) or 0
         scores = np.asarray(outputs[name])
-        classes = max(2, scores.shape[axis])
-        if scores.shape[axis] == 1:
-            answers = (np.squeeze(scores, axis=axis) > decisions.edge_of(reference[name])).astype(np.int64)
+        classes = self._classes(reference[name], masks)
+        if reference[name].dtype.kind != "f":
+            answers = scores.reshape(masks.shape)
+        elif not axis or scores.shape[axis] == 1:
+            answers = (scores.reshape(masks.shape) > decisions.edge_of(reference[name])).astype(np.int64)
         else:
             answers = scores.argmax(axis=axis)
         used = masks != IGNORED
@@ -70,9 +85,31 @@ class MeanIou(Metric):
         there = either > 0
         return float(np.mean(both[there] / either[there])) if there.any() else 1.0
 
+    @staticmethod
+    def _classes(reference: Array, masks: Array) -> int:
+        """How many classes there are: the channels of scores, else those that occur."""
+        if reference.dtype.kind != "f":
+            return 1 + int(max(reference.max(initial=1), masks[masks != IGNORED].max(initial=1)))
+        return max(2, reference.shape[_class_axis(reference, masks) or 0] if reference.ndim > _PIXELS else 2)
+
+
+def _masks(labels: Any) -> Array:
+    """Return masks as NxHxW whole numbers, also where they are stored as real ones or flags, or with a channel."""
+    masks = np.asarray(labels)
+    if masks.ndim == _PIXELS + 1 and 1 in (masks.shape[1], masks.shape[3]):
+        masks = np.squeeze(masks, axis=1 if masks.shape[1] == 1 else 3)
+    if masks.dtype.kind == "b" or (masks.dtype.kind == "f" and bool((masks == np.round(masks)).all())):
+        masks = masks.astype(np.int64)
+    return masks
+
 
 def _class_axis(output: Array, masks: Array) -> int | None:
-    if output.ndim != _RANK or masks.ndim != _RANK - 1:
+    """Return the axis of an output's channels, 0 where it has none; None where it is no output for such masks."""
+    if masks.ndim != _PIXELS:
+        return None
+    if output.shape == masks.shape:
+        return 0
+    if output.ndim != _PIXELS + 1:
         return None
     for axis in (1, 3):
         if (*output.shape[:axis], *output.shape[axis + 1 :]) == masks.shape:

@@ -34,15 +34,19 @@ class _ErrorRate(Metric):
 
     @classmethod
     def suits(cls, seen: ClassifiedOutput, reference: Array, labels: Any | None) -> bool:
-        """Texts, or scores of steps."""
-        return reference.dtype.kind in "OUS" or reference.ndim == _RANK
+        """Texts for texts, or scores of steps for rows of class numbers."""
+        found = np.asarray(labels)
+        if reference.dtype.kind in "OUS":
+            return found.dtype.kind in "OUS"
+        return reference.ndim == _RANK and found.ndim == 2 and found.dtype.kind in "iu" and bool((found >= 0).all())
 
     def check(self, reference: Mapping[str, Array], labels: Any | None, *, where: str) -> None:
         """Texts for texts, class numbers for scores."""
         _jiwer()
         array, wanted = reference[self.output or ""], np.asarray(labels)
         textual = array.dtype.kind in "OUS"
-        if textual != (wanted.dtype.kind in "OUS") or (not textual and wanted.ndim != 2):
+        fit = wanted.dtype.kind in "OUS" if textual else wanted.ndim == 2 and wanted.dtype.kind in "iu"
+        if not fit:
             want = "a text for each sample" if textual else "rows of class numbers, padded with 0"
             raise DatasetError(f"label has dtype {wanted.dtype}, {want} was expected", where=where)
         if self.words and not textual:
