@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from kedge_protocol.bundle.config import RuntimeRequirement, Verified
 from kedge_protocol.errors import LoweringError
 from kedge_protocol.packages import version_numbers
-from kedge_targets.backends.onnxruntime import barriers, gelu, int8, integer_products
+from kedge_targets.backends.onnxruntime import barriers, gelu, int8, integer_products, softmax
 from kedge_targets.compiler_template import CompilerTemplate, LoweringJob
 from kedge_targets.contract import Lowered
 from kedge_targets.graph import (
@@ -148,6 +148,7 @@ class Compiler(CompilerTemplate):
         given = _runnable(model_reader.load(job.graph), job.target)
         nodes.check_operators(given, where=job.graph.name)
         made = _lowered(given, self.quantized_for(job.target)[0], job)
+        softmax.join_axes_behind(made.model)
         # Of a transformer in float16 ONNX Runtime (1.23 to 1.31) needs the inferred shapes: without them its optimizer
         # crashes on an Add before a LayerNormalization.
         precision = plan_layers.leading(job.plan)
