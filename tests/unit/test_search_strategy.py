@@ -287,7 +287,7 @@ def test_quick_goes_up_to_float_and_no_further() -> None:
     assert labels(tried(answer, effort=Effort.QUICK)) == ["int8", "float16", "float32"]
 
 
-def test_what_is_cheap_is_tried_before_layers_go_to_float_and_those_before_training() -> None:
+def test_what_is_cheap_is_tried_before_layers_go_to_float_and_these_and_float_before_training() -> None:
     seen = tried(lambda c: (0.5, 300, 1.0))
     kinds = [
         "train" if any(s.use == "fine-tune" for s in c.steps) else "mixed" if c.plan.layers else c.plan.default.value
@@ -296,8 +296,8 @@ def test_what_is_cheap_is_tried_before_layers_go_to_float_and_those_before_train
     assert kinds[0] == "int8"
     cheap = [i for i, (c, _) in enumerate(seen) if not c.plan.layers and any(s.use == "equalize" for s in c.steps)]
     assert kinds.index("mixed") > min(cheap)
-    assert kinds.index("train") > kinds.index("mixed")
-    assert kinds[-2:] == ["float16", "float32"]
+    assert kinds.index("float16") > kinds.index("mixed")
+    assert kinds[-3:] == ["float16", "float32", "train"]
 
 
 @pytest.mark.parametrize("needed", range(1, 9))

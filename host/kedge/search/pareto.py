@@ -15,9 +15,9 @@ _LATENCY_STEP = math.log(1.10)
 _SAME_SIZE = 0.02
 """Files whose sizes differ by a smaller share count as equally large."""
 
-_BARELY, _DEARER = 0.5, 0.10
+_BARELY, _LARGER, _LONGER = 0.5, 0.10, 0.25
 """A candidate that uses a larger share of the allowed drop gives way to one that uses less, for so many more bytes and
-so much more time."""
+so much more time: the layers that accuracy keeps in float take more of it than of bytes."""
 
 _CLOSE = math.log(1.3)
 _MOST_FINALISTS = 6
@@ -97,8 +97,8 @@ def choose(points: Sequence[Point], budget: Budget) -> Point | None:
 
     The product of bytes and milliseconds is minimized. Among candidates that may be equally fast, the smaller one is
     taken; among nearly equal sizes the one with the smaller drop, then the earlier one. If it uses more than half of
-    the allowed drop, the smallest of those that use less is taken instead, if it is hardly larger and not surely
-    slower by more than as much. So a repeated measurement only changes the choice among candidates whose spreads
+    the allowed drop, the smallest of those that use less is taken instead, if it is hardly larger and not surely much
+    slower. So a repeated measurement only changes the choice among candidates whose spreads
     overlap. Where latencies are guessed, it changes nothing: bytes and drops decide.
     """
     holding = [one for one in points if not excess(one, budget)]
@@ -115,8 +115,8 @@ def choose(points: Sequence[Point], budget: Budget) -> Point | None:
     chosen = min(undefeated or same, key=lambda one: one.drop)
     if chosen.drop <= _BARELY * budget.max_drop:
         return chosen
-    well = [one for one in holding if one.drop <= _BARELY * budget.max_drop and one.size <= smallest * (1 + _DEARER)]
-    well = [one for one in well if one in rivals or not _dearer(one, chosen)]
+    well = [one for one in holding if one.drop <= _BARELY * budget.max_drop and one.size <= smallest * (1 + _LARGER)]
+    well = [one for one in well if one in rivals or not _longer(one, chosen)]
     return min(well, key=lambda one: (one.size, one.drop), default=chosen)
 
 
@@ -153,9 +153,9 @@ def _faster(one: Point, other: Point) -> bool:
     return one.pace.beside(other.pace).faster
 
 
-def _dearer(one: Point, other: Point) -> bool:
+def _longer(one: Point, other: Point) -> bool:
     """Return whether a call surely takes more time than another by more than is given for accuracy."""
-    return one.pace is None or other.pace is None or one.pace.beside(other.pace).low > 1 + _DEARER
+    return one.pace is None or other.pace is None or one.pace.beside(other.pace).low > 1 + _LONGER
 
 
 def _alike(one: Point, other: Point, paced: bool) -> bool:

@@ -162,11 +162,17 @@ class Strategy:
             if self._barely(first) and usual.family is Family.STATIC:
                 yield self._cheap()
             return
-        base, kept = first, first.holds_accuracy
+        base, kept, untrained = first, first.holds_accuracy, None
         if usual.family is Family.STATIC and (high or not kept):
-            base, kept = yield from self._repaired(first)
+            base, untrained = yield from self._repaired(first)
+            kept = base.suffices
         if not kept or high:
             yield from self._larger(usual)
+            if untrained is not None:
+                # This takes longest, so all that may be left when the time is up is tried before.
+                (tuned,) = yield [self._fine_tuned(untrained.candidate)]
+                if not kept:
+                    base, kept = ranking.least_drop([tuned] if tuned.suffices else [base, tuned]), tuned.suffices
         if kept and "size" in base.over and base.candidate.plan.layers:
             yield from self._narrower(base)
         over = set(base.over)
@@ -182,34 +188,31 @@ class Strategy:
             return False
         return 1 - attempt.agreement > (1 - budget.min_agreement) / 2
 
-    def _repaired(self, first: Outcome) -> Generator[list[Candidate], list[Outcome], tuple[Outcome, bool]]:
-        """Repair static int8: other ranges, equalization, bias correction; then layers in float; then training. Return
-        the best outcome, and whether any suffices."""
+    def _repaired(self, first: Outcome) -> Generator[list[Candidate], list[Outcome], tuple[Outcome, Outcome]]:
+        """Repair static int8 without training: other ranges, equalization, bias correction; then layers in float.
+        Return the best outcome, and the one to train: the best without layers in float."""
         seen = [first]
         if self._numerics.mixed and max(first.over.get("drop", 0.0), first.over.get("output", 0.0)) > _FAR:
             # No change of ranges makes good so much: more likely an end of the graph is rounded that must not be.
             seen += yield from self._ended(first)
             enough = [one for one in seen if one.suffices]
             if enough and self._effort is not Effort.HIGH:
-                return enough[0], True
+                return enough[0], first
         seen += yield self._variants()
         best = ranking.least_drop(
             [one for one in seen if one.suffices] or [one for one in seen if one.named_truly] or seen
         )
         if best.suffices and self._effort is not Effort.HIGH:
-            return best, True
+            return best, best
         if self._numerics.mixed:
             seen += yield from self._ended(best)
             if not any(one.suffices for one in seen) or self._effort is Effort.HIGH:
                 seen += yield from self._mixed(best)
-        held = any(one.suffices for one in seen)
-        if not held or self._effort is Effort.HIGH:
-            why = "quantization-aware fine-tuning from the float model's own answers"
-            step = best.candidate.steps if not _trains(best.candidate) else ()
-            seen += yield [self._candidate(best.candidate.plan, (*step, _FINE_TUNE), why=why)]
-            held = any(one.suffices for one in seen)
-        holding = [one for one in seen if one.suffices]
-        return (holding[0] if holding else ranking.least_drop(seen)), held
+        return next((one for one in seen if one.suffices), ranking.least_drop(seen)), best
+
+    def _fine_tuned(self, of: Candidate) -> Candidate:
+        why = "quantization-aware fine-tuning from the float model's own answers"
+        return self._candidate(of.plan, (*of.steps, _FINE_TUNE), why=why)
 
     def _cheap(self) -> list[Candidate]:
         """Return the candidates most likely to do better at the same cost on the device."""
@@ -444,7 +447,3 @@ class Strategy:
         reasons: Mapping[str, str] | None = None,
     ) -> Candidate:
         return Candidate(backend=self._choice, plan=plan, steps=steps, why=why, reasons=dict(reasons or {}))
-
-
-def _trains(candidate: Candidate) -> bool:
-    return any(step.use in (_FINE_TUNE.use, _REPAIR.use) for step in candidate.steps)
