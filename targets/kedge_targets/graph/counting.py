@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from kedge_protocol.errors import ModelError
-from kedge_targets.graph import free_dimensions, nodes
+from kedge_targets.graph import einsum_equation, free_dimensions, nodes
 from kedge_targets.graph.wiring import Wiring
 from kedge_targets.true_precision import Numbers
 
@@ -19,7 +19,8 @@ _FACTORS = {
     "Conv": (0, 1), "ConvTranspose": (0, 1), "Gemm": (0, 1), "MatMul": (0, 1), "FusedConv": (0, 1),
     "FusedMatMul": (0, 1), "ConvInteger": (0, 1), "MatMulInteger": (0, 1), "MatMulIntegerToFloat": (0, 1),
     "DynamicQuantizeMatMul": (0, 1), "MatMulNBits": (0, 1), "QLinearConv": (0, 3), "QLinearMatMul": (0, 3),
-    "QGemm": (0, 3), "LSTM": (0, 1, 2), "GRU": (0, 1, 2), "RNN": (0, 1, 2), "DynamicQuantizeLSTM": (0, 1, 2),
+    "QGemm": (0, 3), "Einsum": (0, 1), "LSTM": (0, 1, 2), "GRU": (0, 1, 2), "RNN": (0, 1, 2),
+    "DynamicQuantizeLSTM": (0, 1, 2),
 }  # fmt: skip
 """Multiply-accumulate operators → the inputs that they multiply."""
 _INTEGER = frozenset({
@@ -32,6 +33,12 @@ _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "FusedConv", "ConvInteger", 
 _TABLES = frozenset({"Gather", "GatherND", "GatherBlockQuantized"})
 _RECURRENT = frozenset({"LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"})
 _ROUNDING = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}) | _INTEGER
+_LIKE_THE_FIRST = frozenset({
+    "Gelu", "FastGelu", "QuickGelu", "BiasGelu", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization",
+    "SimplifiedLayerNormalization", "QLinearAdd", "QLinearMul", "QLinearSoftmax", "QLinearSigmoid", "QLinearLeakyRelu",
+    "MultiHeadAttention",
+})  # fmt: skip
+"""Operators of ONNX Runtime's own domain whose answer has the shape of their first input."""
 _FORWARDS = frozenset({"Relu", "Clip"})
 """Operators that a runtime fuses with the preceding layer."""
 _NO_WEIGHTS = ("int64", "int32", "bool")
@@ -190,6 +197,10 @@ class _Counter:
         if node.op_type == "MatMulNBits":
             how = {attribute.name: attribute.i for attribute in node.attribute}
             return _product((*given[:-1], how.get("K", 1), how.get("N", 1)))
+        if node.op_type == "Einsum":
+            equation = next(attribute.s.decode() for attribute in node.attribute if attribute.name == "equation")
+            shapes = [self._shapes.get(name, ()) for name in node.input]
+            return _product(made) * einsum_equation.summed(equation, shapes)
         turned = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
         inner = (given[0] if turned else given[-1]) if given else factor[0] if factor else 1
         return _product(made) * max(1, inner)
@@ -227,6 +238,7 @@ def _plain(model: onnx.ModelProto) -> onnx.ModelProto:
     copy.CopyFrom(model)
     # What the file says of its outputs' free axes would contradict one sample's.
     del copy.graph.value_info[:]
+    matrices = {tensor.name for tensor in copy.graph.initializer if len(tensor.dims) == 2}
     for node in copy.graph.node:
         if node.domain in ("", "ai.onnx"):
             continue
@@ -237,7 +249,13 @@ def _plain(model: onnx.ModelProto) -> onnx.ModelProto:
             )
             copy.graph.input.append(weight)
             _become(node, "MatMul", [node.input[0], weight.name])
-        elif node.op_type in ("Gelu", "FastGelu", "QuickGelu", "BiasGelu"):
+        elif node.op_type == "FusedMatMul":
+            flags = {attribute.name: attribute.i for attribute in node.attribute}
+            left, right = ("ji" if flags.get("transA") else "ij"), ("kj" if flags.get("transB") else "jk")
+            dots = "" if node.input[1] in matrices else "..."
+            _become(node, "Einsum", node.input[:2])
+            node.attribute.append(onnx.helper.make_attribute("equation", f"...{left},{dots}{right}->...ik"))
+        elif node.op_type in _LIKE_THE_FIRST:
             _become(node, "Identity", [node.input[0]])
         elif node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             node.domain = ""

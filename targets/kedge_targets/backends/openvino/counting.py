@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kedge_targets.backends.openvino import library
+from kedge_targets.graph import einsum_equation
 from kedge_targets.true_precision import Numbers
 
 _CONVOLUTIONS = ("Convolution", "GroupConvolution")
@@ -45,7 +46,7 @@ def numbers(entry: Path, shapes: Mapping[str, Sequence[int]]) -> Numbers:
 
 
 def _counted(model: Any) -> Numbers:
-    weights: dict[str, tuple[str, int]] = {}
+    weights: dict[int, tuple[str, int]] = {}
     macs = integer_macs = 0
     rounds = False
     operations = model.get_ordered_ops()
@@ -65,15 +66,21 @@ def _counted(model: Any) -> Numbers:
     return Numbers(weight_bytes=dict(sorted(sizes.items())), macs=macs, integer_macs=integer_macs, rounds=rounds)
 
 
-def _weigh(operation: Any, weights: dict[str, tuple[str, int]]) -> None:
-    """Count a constant that a layer multiplies, or a large one; biases, scales and ranges do not count."""
+def _weigh(operation: Any, weights: dict[int, tuple[str, int]]) -> None:
+    """Count a constant that a layer multiplies, or a large one; biases, scales and ranges do not count. Constants that
+    lie at the same place in the file count once.
+
+    Args:
+        weights: place in memory → dtype and bytes.
+    """
     name = _dtype(operation.get_element_type())
     shape = tuple(operation.get_output_shape(0))
     count = _product(shape)
     if name.startswith(("int64", "int32", "bool")) or len(shape) < 2:
         return
     if count >= _LARGE or _feeds_layer(operation):
-        weights[operation.get_friendly_name()] = (name, -(-count * operation.get_element_type().bitwidth // 8))
+        place = int(operation.data.ctypes.data)
+        weights[place] = (name, -(-count * operation.get_element_type().bitwidth // 8))
 
 
 def _feeds_layer(operation: Any) -> bool:
@@ -83,7 +90,9 @@ def _feeds_layer(operation: Any) -> bool:
         for target in pending.pop().output(0).get_target_inputs():
             reader, index = target.get_node(), target.get_index()
             kind = reader.get_type_name()
-            if kind in (*_CONVOLUTIONS, *_BACKWARDS, "MatMul", *_RECURRENT):
+            if kind in _RECURRENT:
+                return bool(index < reader.get_input_size() - 1)  # the last is the bias
+            if kind in (*_CONVOLUTIONS, *_BACKWARDS, "MatMul", "Einsum"):
                 return True
             # The scale and zero-point of a weight lie beside it: index 1.
             if index == 0 and kind in ("Convert", "Subtract", "Multiply", "Reshape", "Transpose", "FakeQuantize"):
@@ -122,6 +131,10 @@ def _multiplications(operation: Any, kind: str) -> int:
         given = operation.get_input_shape(0)
         inner = given[-2] if operation.get_attributes().get("transpose_a") and len(given) > 1 else given[-1]
         return _product(operation.get_output_shape(0)) * int(inner)
+    if kind == "Einsum":
+        shapes = [operation.get_input_shape(index) for index in range(operation.get_input_size())]
+        summed = einsum_equation.summed(operation.get_attributes()["equation"], shapes)
+        return _product(operation.get_output_shape(0)) * summed
     if kind in _RECURRENT:
         shapes = [operation.get_input_shape(index) for index in range(operation.get_input_size())]
         matrices = [shape for shape in shapes[-3:] if len(shape) >= 2]
