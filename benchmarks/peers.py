@@ -1,21 +1,22 @@
 """Kedge's int8 beside what one writes by hand with the runtime's own quantizer, from the same samples: ONNX Runtime's
-``quantize_static`` (generic-cpu), NNCF (intel-cpu), ai-edge-quantizer (rpi4).
+``quantize_static`` (generic-cpu), NNCF (intel-cpu), ai-edge-quantizer (rpi4). Each twice: as its guide has it, and told
+to leave the same layers in float as Kedge's bundle does, which is equal precision.
 
-Four columns for each model: quality (the paired interval of the difference), bytes, milliseconds in turns, processor
-seconds of one attempt, which a busy machine changes less than the clock's. A peer that fails is shown with its own
-words.
+Four columns for each: quality (the paired interval of the difference), bytes, milliseconds in turns, processor seconds
+of one attempt, which a busy machine changes less than the clock's. A peer that fails is shown with its own words.
 """
 
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.harness import SHARED, Result, bare_environment, ended_seconds, living_seconds, output_of
+from benchmarks import float_layers
+from benchmarks.harness import Result, bare_environment, ended_seconds, living_seconds, output_of
+from benchmarks.peer_cases import Case, cases
 from kedge_protocol.errors import KedgeError
 
 Array = npt.NDArray[Any]
@@ -35,80 +38,29 @@ _PEERS = {
     "intel-cpu": ("NNCF", "nncf_static.py", "peer.xml"),
     "rpi4": ("ai-edge-quantizer", "edge_quantizer.py", "peer.tflite"),
 }
-_ROUNDS, _RESAMPLES = 60, 300
+_SEARCHED = 200
+"""Samples that the search judges by."""
+_FEWEST_ROUNDS, _MOST_ROUNDS, _SECONDS = 60, 1500, 6.0
+"""Of calls in turns: as many as take so many processor seconds."""
+_RESAMPLES = 300
 _POINTS, _SIZE, _LATENCY, _ATTEMPT = 0.002, 1.02, 1.05, 1.3
 
 
-@dataclass(frozen=True)
-class Case:
-    """A model with its samples.
-
-    Attributes:
-        quality: outputs over ``evaluation`` → a function of chosen samples: their accuracy, mean average precision, F1.
-        raw: what ``Model.raw`` takes, as multiples of the model's own inputs.
-    """
-
-    model: Path
-    calibration: Array
-    evaluation: Array
-    quality: Callable[[Array], Callable[[Array], float]]
-    labels: Array | None = None
-    raw: float = 1.0
-
-
 def run() -> Iterator[Result]:
-    """Every model beside the peer of every target; of the models that ``KEDGE_PEERS`` names, where it is set."""
-    chosen = os.environ.get("KEDGE_PEERS", "")
-    for name, made in _cases().items():
-        if chosen and name not in chosen.split(","):
+    """Every model beside the peer of every target; of the models and targets that ``KEDGE_PEERS`` and
+    ``KEDGE_PEERS_TARGETS`` name, where these are set."""
+    models, targets = (
+        [name for name in os.environ.get(variable, "").split(",") if name]
+        for variable in ("KEDGE_PEERS", "KEDGE_PEERS_TARGETS")
+    )
+    for name, made in cases().items():
+        if models and name not in models:
             continue
         case = made()
-        for target, (peer, script, file) in _PEERS.items():
-            with tempfile.TemporaryDirectory() as scratch:
-                yield from _beside(name, case, target, peer, script, Path(scratch) / file)
-
-
-def _cases() -> dict[str, Callable[[], Case]]:
-    shared = {name: lambda name=name, data=data, n=n: _shared(name, data, n) for name, data, n in (
-        ("ic_resnet8", "ic", 50), ("kws_dscnn", "kws", 200),
-    )} if SHARED.exists() else {}  # fmt: skip
-    return {**shared, "own detector": _detector, "nudenet": _nudenet}
-
-
-def _shared(name: str, data: str, count: int) -> Case:
-    with np.load(SHARED / "eval" / f"{data}.npz") as arrays:
-        samples, labels = arrays["input"].astype(np.float32), arrays["label"]
-
-    def quality(outputs: Array) -> Callable[[Array], float]:
-        right = (outputs.reshape(len(outputs), -1).argmax(axis=1) == labels[count:]).astype(np.float64)
-        return lambda chosen: float(right[chosen].mean())
-
-    return Case(SHARED / "models" / f"{name}.onnx", samples[:count], samples[count:], quality, labels[count:])
-
-
-def _detector() -> Case:
-    from tests.support import own_detector
-
-    pictures, truth = own_detector.judged(500)
-
-    def quality(outputs: Array) -> Callable[[Array], float]:
-        return own_detector.precisions(outputs, truth).mean
-
-    return Case(own_detector.trained(), own_detector.calibration(96), pictures, quality)
-
-
-def _nudenet() -> Case:
-    from tests.support import detections, photos, zoo
-
-    model = zoo.nudenet()
-    pictures = photos.crops(200, 320, seed=2)
-    want = zoo.found(model.answers({"images": pictures})[0])
-
-    def quality(outputs: Array) -> Callable[[Array], float]:
-        got = zoo.found(outputs)
-        return lambda chosen: detections.f1([want[i] for i in chosen], [got[i] for i in chosen])
-
-    return Case(model.path, photos.crops(64, 320, seed=0), pictures, quality, raw=model.raw)
+        for target in _PEERS:
+            if not targets or target in targets:
+                with tempfile.TemporaryDirectory() as scratch:
+                    yield from _beside(name, case, target, Path(scratch))
 
 
 @dataclass(frozen=True)
@@ -119,7 +71,8 @@ class Ours:
         run: as a program calls it.
         bare: its file in the runtime alone, as the peer's is run.
         size: bytes of its files.
-        seconds: processor time of one attempt (plain int8, from the ONNX file).
+        named: the layers that the report names as in float.
+        floating: what computes in float, as the peer has to be told.
         source: what the peer starts from: the model, or for TFLite Kedge's own float file of it.
         given, made: how a file of TFLite has the axes of input and output; None as the model has them.
     """
@@ -127,47 +80,105 @@ class Ours:
     run: Run
     bare: Run
     size: int
-    seconds: float
+    named: tuple[str, ...]
     source: Path
+    floating: tuple[str, ...] = ()
     given: tuple[int, ...] | None = None
     made: tuple[int, ...] | None = None
 
 
-def _beside(name: str, case: Case, target: str, peer: str, script: str, made: Path) -> Iterator[Result]:
+@dataclass(frozen=True)
+class Theirs:
+    """A peer's file.
+
+    Attributes:
+        name: of the peer, and what it was told.
+        size: bytes of its files.
+        seconds, ours: processor time of one attempt, and of Kedge's with the same layers in float.
+    """
+
+    name: str
+    run: Run
+    size: int
+    seconds: float
+    ours: float
+
+
+def _beside(name: str, case: Case, target: str, folder: Path) -> Iterator[Result]:
     what = f"{name}, {target}"
+    peer, script, file = _PEERS[target]
     try:
-        ours = _kedge(case, target, made.parent)
+        ours = _kedge(case, target, folder)
     except KedgeError as error:
         print(f"{what}: Kedge refuses: {error}", file=sys.stderr)
         return
-    theirs = _by_hand(case, script, ours, made)
-    if isinstance(theirs, str):
-        yield Result(f"{what}: quality", "the peer fails", "", 0.0, None, peer, theirs, True)
-        return
-    run_peer = _opened(made, ours)
-    ways = (ours.run, run_peer)
-    one, other = (case.quality(np.concatenate([way(row[None]) for row in case.evaluation])) for way in ways)
-    everything = np.arange(len(case.evaluation))
-    rng = np.random.default_rng(0)
-    drawn = [rng.integers(0, len(everything), len(everything)) for _ in range(_RESAMPLES)]
-    low, high = np.quantile([one(chosen) - other(chosen) for chosen in drawn], [0.025, 0.975])
-    yield Result(
-        f"{what}: quality", f"difference {low:+.4f} to {high:+.4f} (95 %)", "", one(everything), other(everything),
-        peer, "a loss of more than 0.2 points is excluded", bool(low >= -_POINTS),
-    )  # fmt: skip
-    size = sum(file.stat().st_size for file in (made, made.with_suffix(".bin")) if file.is_file())
-    yield Result(
-        f"{what}: size", "of the files", "bytes", ours.size, size, peer, f"≤{_SIZE}×", ours.size <= _SIZE * size
+    plain: tuple[str, ...] = ()
+    told = [(peer, plain, plain)]
+    if ours.floating:
+        told.append((f"{peer}, {len(ours.floating)} operators in float as Kedge's", ours.named, ours.floating))
+    peers = []
+    for number, (title, named, floating) in enumerate(told):
+        attempt, made = folder / f"attempt-{number}", folder / f"{number}-{file}"
+        own = _attempt(case, target, named, attempt)
+        seconds = _by_hand(case, script, ours, floating, made, attempt)
+        if isinstance(seconds, str):
+            yield Result(f"{what}: quality", "the peer fails", "", 0.0, None, title, seconds, True)
+            continue
+        size = sum(one.stat().st_size for one in (made, made.with_suffix(".bin")) if one.is_file())
+        peers.append(Theirs(title, _opened(made, ours), size, seconds, own))
+    yield from _qualities(what, case, ours, peers)
+    yield from _times(what, case, ours, peers)
+
+
+def _qualities(what: str, case: Case, ours: Ours, peers: Sequence[Theirs]) -> Iterator[Result]:
+    one, *others = (
+        case.quality(np.concatenate([way(row[None]) for row in case.judged]))
+        for way in (ours.run, *(peer.run for peer in peers))
     )
-    fast, slow = _in_turns(case.evaluation, ours.bare, run_peer)
-    yield Result(
-        f"{what}: latency", "one sample, both files in the bare runtime, CPU time in turns, one thread", "ms", fast,
-        slow, peer, f"≤{_LATENCY}×", fast <= _LATENCY * slow,
-    )  # fmt: skip
-    yield Result(
-        f"{what}: one attempt", "from the ONNX file to int8, calibration included", "CPU s", ours.seconds, theirs, peer,
-        f"≤{_ATTEMPT}×", ours.seconds <= _ATTEMPT * theirs,
-    )  # fmt: skip
+    everything = np.arange(len(case.judged))
+    for peer, other in zip(peers, others, strict=True):
+        found = _intervals(case, lambda chosen, other=other: one(chosen) - other(chosen))
+        spans = [f"{low:+.4f} to {high:+.4f}" for low, high in found]
+        yield Result(
+            f"{what}: quality", f"difference {', with the same originals '.join(spans)} (95 %)", "", one(everything),
+            other(everything), peer.name, "a loss of more than 0.2 points is excluded", found[0][0] >= -_POINTS,
+        )  # fmt: skip
+        yield Result(
+            f"{what}: size", "of the files", "bytes", ours.size, peer.size, peer.name, f"≤{_SIZE}×",
+            ours.size <= _SIZE * peer.size,
+        )  # fmt: skip
+
+
+def _intervals(case: Case, difference: Callable[[Array], float]) -> list[tuple[float, float]]:
+    """95 % of the differences, with the original samples drawn anew, each with all that was made of it; and with the
+    originals as they are and what was made of each drawn anew, where there is more than one of each."""
+    rng = np.random.default_rng(0)
+    made_of = [np.flatnonzero(case.origins == origin) for origin in np.unique(case.origins)]
+    count, found = len(made_of), []
+    fresh = (np.concatenate([made_of[origin] for origin in rng.integers(0, count, count)]) for _ in range(_RESAMPLES))
+    same = (np.concatenate([rng.choice(made, len(made)) for made in made_of]) for _ in range(_RESAMPLES))
+    for draws in (fresh, same) if len(case.origins) > count else (fresh,):
+        low, high = np.quantile([difference(chosen) for chosen in draws], [0.025, 0.975])
+        found.append((float(low), float(high)))
+    return found
+
+
+def _times(what: str, case: Case, ours: Ours, peers: Sequence[Theirs]) -> Iterator[Result]:
+    mine, *others = _in_turns(case.evaluation, ours.bare, *(peer.run for peer in peers))
+    rng = np.random.default_rng(0)
+    draws = rng.integers(0, len(mine), (_RESAMPLES, len(mine)))
+    for peer, other in zip(peers, others, strict=True):
+        low, high = np.quantile(np.median(mine[draws], axis=1) / np.median(other[draws], axis=1), [0.025, 0.975])
+        fast, slow = float(np.median(mine)), float(np.median(other))
+        yield Result(
+            f"{what}: latency",
+            f"one sample, both in the bare runtime, CPU time in turns, one thread; {low:.3f} to {high:.3f} (95 %)",
+            "ms", fast, slow, peer.name, f"≤{_LATENCY}×", fast <= _LATENCY * slow,
+        )  # fmt: skip
+        yield Result(
+            f"{what}: one attempt", "from the ONNX file to int8, calibration included", "CPU s", peer.ours,
+            peer.seconds, peer.name, f"≤{_ATTEMPT}×", peer.ours <= _ATTEMPT * peer.seconds,
+        )  # fmt: skip
 
 
 def _kedge(case: Case, target: str, folder: Path) -> Ours:
@@ -175,7 +186,12 @@ def _kedge(case: Case, target: str, folder: Path) -> Ours:
     import kedge_agent
 
     _saved(folder / "calibration.npz", case, case.calibration)
-    _saved(folder / "evaluation.npz", case, case.evaluation[:200], None if case.labels is None else case.labels[:200])
+    _saved(
+        folder / "evaluation.npz",
+        case,
+        case.evaluation[:_SEARCHED],
+        None if case.labels is None else case.labels[:_SEARCHED],
+    )
     given: dict[str, Any] = {
         "calibration": folder / "calibration.npz",
         "evaluation": folder / "evaluation.npz",
@@ -189,41 +205,47 @@ def _kedge(case: Case, target: str, folder: Path) -> Ours:
         got = model.raw(sample if case.raw == 1 else sample * np.float32(case.raw))
         return np.asarray(got[0] if isinstance(got, tuple | list) else got)
 
-    made = Ours(call, call, size, _attempt(case, target, folder), case.model)
+    (bundle,) = json.loads((folder / "OUT" / "report.json").read_text())["bundles"]
+    named = tuple(layer["name"] for layer in bundle["layers"] if layer["precision"] == "float32")
+    made = Ours(call, call, size, named, case.model)
     if target == "rpi4":
         plain: dict[str, Any] = {"quantize": "precision=float32", "max_drop": 1.0, "out": folder / "float"}
         kedge.compile(case.model, name="peer", version="1", **given, **plain)
         source, _, config = _unpacked(folder / "float", target, folder / "plain")
         axes = (config.inputs[0].file.permutation, config.outputs[0].file.permutation)
         made = replace(made, source=source, given=axes[0], made=axes[1])
-    return replace(made, bare=_opened(file, made))
+    floating = float_layers.of_bundle(file, made.source, named)
+    return replace(made, bare=_opened(file, made), floating=tuple(floating))
 
 
-def _attempt(case: Case, target: str, folder: Path) -> float:
-    """Processor seconds of one int8 file, by this process and the toolchain's; imports are made before."""
+def _attempt(case: Case, target: str, floating: Sequence[str], folder: Path) -> float:
+    """Processor seconds of one int8 file with these layers in float, by this process and the toolchain's; imports are
+    made before."""
     import onnx
     from tests.support import lowering
 
     from kedge_targets import registry
-    from kedge_targets.numerics import Precision
+    from kedge_targets.numerics import Plan, Precision
     from kedge_targets.target import find
 
     for module in getattr(registry.compiler(find(target).backends[0].name), "modules", ()):
         importlib.import_module(module)
+    folder.mkdir()
     graph = lowering.checked_copy(case.model, folder)
     samples = lowering.Calibration(onnx.load(str(case.model)).graph.input[0].name, case.calibration)
+    plan = Plan(default=Precision.INT8, layers=dict.fromkeys(floating, Precision.FLOAT32))
     before = living_seconds()
-    lowering.lower(target, graph, Precision.INT8, samples, folder / "attempt")
+    lowering.lower(target, graph, plan, samples, folder)
     return living_seconds() - before
 
 
-def _converted(folder: Path) -> float:
+def _converted(attempt: Path) -> float:
     """Processor seconds in which onnx2tf and TensorFlow make the float file that the peer of TFLite starts from, of the
     graph that Kedge prepared for them."""
     from kedge_targets import toolchain
 
     before = ended_seconds()
-    script = [_BARE / "tflite_float.py", folder / "attempt" / "folded.onnx", folder / "bare.tflite"]
+    script = [_BARE / "tflite_float.py", attempt / "folded.onnx", attempt / "bare.tflite"]
     output_of([toolchain.find("tflite").python, *script], env=bare_environment())
     return ended_seconds() - before
 
@@ -249,7 +271,7 @@ def _saved(path: Path, case: Case, samples: Array, labels: Array | None = None) 
     np.savez(path, **arrays)
 
 
-def _by_hand(case: Case, script: str, ours: Ours, out: Path) -> float | str:
+def _by_hand(case: Case, script: str, ours: Ours, floating: Sequence[str], out: Path, attempt: Path) -> float | str:
     """Seconds of one attempt of the peer; or its last words."""
     from tests.support import foreign
 
@@ -257,13 +279,20 @@ def _by_hand(case: Case, script: str, ours: Ours, out: Path) -> float | str:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(unpacked)}
     samples = case.calibration if ours.given is None else case.calibration.transpose(ours.given)
     np.savez(out.parent / "samples.npz", samples=samples)
-    command = [sys.executable, _BARE / script, ours.source, out.parent / "samples.npz", out]
+    (out.parent / "float.json").write_text(json.dumps(floating))
+    command = [sys.executable, _BARE / script, ours.source, out.parent / "samples.npz", out, out.parent / "float.json"]
     done = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, check=False, env=environment, timeout=900
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        cwd=out.parent,
+        timeout=900,
     )
     if done.returncode:
         return f"fails: {(done.stderr.strip().splitlines() or ['no word'])[-1][:160]}"
-    return float(done.stdout.split()[-1]) + (_converted(out.parent) if out.suffix == ".tflite" else 0.0)
+    return float(done.stdout.split()[-1]) + (_converted(attempt) if out.suffix == ".tflite" else 0.0)
 
 
 def _opened(file: Path, ours: Ours) -> Run:
@@ -310,12 +339,15 @@ def _of_tflite(file: Path, ours: Ours) -> Run:
     return call
 
 
-def _in_turns(samples: Array, *ways: Run) -> list[float]:
+def _in_turns(samples: Array, *ways: Run) -> list[Array]:
+    """Milliseconds of each way's calls, of which the first are left out."""
     taken: list[list[float]] = [[] for _ in ways]
-    for number in range(_ROUNDS):
+    for number in range(_MOST_ROUNDS):
         sample = samples[number % len(samples)][None]
         for way, times in zip(ways, taken, strict=True):
             start = time.process_time()
             way(sample)
-            times.append(time.process_time() - start)
-    return [1e3 * float(np.median(times[5:])) for times in taken]
+            times.append(1e3 * (time.process_time() - start))
+        if number >= _FEWEST_ROUNDS and sum(map(sum, taken)) > 1e3 * _SECONDS:
+            break
+    return [np.asarray(times[5:]) for times in taken]

@@ -1,9 +1,11 @@
 """Bare process: ONNX Runtime's ``quantize_static`` on an ONNX file, as its guide has it (pre-processing, QDQ, a scale
 for each channel); prints the processor seconds of one attempt.
 
-Run as ``python ort_static.py MODEL CALIBRATION.npz OUT.onnx``; imports nothing of Kedge.
+Run as ``python ort_static.py MODEL CALIBRATION.npz OUT.onnx FLOAT.json``, the last one a list of the nodes that stay in
+float; imports nothing of Kedge.
 """
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -12,7 +14,7 @@ import numpy as np
 
 
 def main() -> None:
-    source, calibration, out = sys.argv[1:4]
+    source, calibration, out, floating = sys.argv[1:5]
     import onnxruntime
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -43,6 +45,7 @@ def main() -> None:
         reduce_range=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
+        nodes_to_exclude=json.loads(Path(floating).read_text()),
     )
     print(time.process_time() - start)
 
