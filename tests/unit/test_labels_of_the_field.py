@@ -60,6 +60,13 @@ def test_a_table_holds_classes_numbers_or_texts(tmp_path: Path) -> None:
     assert found("prices.txt", "12.50\n3.99\n") == ["12.50", "3.99"]
 
 
+def test_names_of_classes_beside_yolo_boxes_are_no_picture(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("0 0.5 0.5 0.2 0.2\n", encoding="utf-8")
+    (tmp_path / "b.txt").write_text("", encoding="utf-8")
+    (tmp_path / "classes.txt").write_text("cat\ndog\n", encoding="utf-8")
+    assert read(tmp_path, 2)[:, 0, 0].tolist() == [0, -1]
+
+
 def test_each_mistake_is_named(tmp_path: Path) -> None:
     def refused(name: str, content: str, text: str, samples: int = 2) -> None:
         (tmp_path / name).write_text(content, encoding="utf-8")

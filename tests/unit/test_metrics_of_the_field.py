@@ -191,6 +191,20 @@ def by_pycocotools(found: list[Detections], labels: Array) -> tuple[float, float
     return float(run.stats[0]), float(run.stats[1])
 
 
+@pytest.mark.parametrize(
+    "shapes", [{"y": (1, 6, 40)}, {"y": (1, 40, 7)}, {"b": (1, 40, 4), "s": (1, 40, 3)}], ids=["v8", "v5", "ssd"]
+)
+def test_boxes_of_a_class_that_the_model_does_not_know_are_refused(shapes: dict[str, tuple[int, ...]]) -> None:
+    outputs = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    for kind in (1, 2):
+        labels = np.asarray([[[kind, 0.1, 0.1, 0.5, 0.5, 0]]], dtype=np.float32)
+        if kind == 1:
+            made("map").check(outputs, labels, where="test")
+            continue
+        with pytest.raises(DatasetError, match="class 2, the model's 2 classes are 0 to 1"):
+            made("map").check(outputs, labels, where="test")
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_mean_average_precision_is_what_pycocotools_says(seed: int) -> None:
     rng = np.random.default_rng(seed)

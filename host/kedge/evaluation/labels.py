@@ -24,6 +24,8 @@ from kedge_protocol.errors import DatasetError
 
 Array = npt.NDArray[Any]
 
+_CLASSES = "classes.txt"
+"""Names of classes, which labelImg writes beside the boxes."""
 _REMEDY = (
     "Give COCO JSON, a folder of YOLO text files, an .npy array, or a .txt or .csv file with a line for each sample"
 )
@@ -87,7 +89,7 @@ def _lines(path: Path, where: str) -> Array:
 
 
 def _yolo(path: Path, where: str) -> Array:
-    files = sorted(path.glob("*.txt"))
+    files = sorted(file for file in path.glob("*.txt") if file.name != _CLASSES)
     if not files:
         raise DatasetError("holds no .txt file", where=where, remedy=_REMEDY)
     return padded([yolo.rows(file, None, where=where) for file in files])

@@ -74,6 +74,18 @@ def head_of(outputs: Mapping[str, Array]) -> Head:
     )
 
 
+def class_count(outputs: Mapping[str, Array], head: Head) -> int | None:
+    """Return how many classes a head scores; None where it gives class numbers itself."""
+    shapes = {name: array.shape for name, array in outputs.items()}
+    if head is Head.SSD:
+        names = _ssd_names(outputs)
+        return None if names is None else int(shapes[names[1]][2]) - 1  # the first is the background
+    (shape, *_) = shapes.values()
+    if head is Head.ANCHOR_FREE:
+        return int(shape[1]) - _BOX
+    return int(shape[2]) - _BOX - 1 if head is Head.OBJECTNESS else None
+
+
 def decode(
     outputs: Mapping[str, Array],
     size: tuple[int, int],

@@ -60,9 +60,17 @@ class MeanAveragePrecision(Metric):
                 remedy="Give COCO JSON or a folder of YOLO text files with --annotations",
             )
         try:
-            boxes.head_of(reference)
+            head = boxes.head_of(reference)
         except InputError as error:
             raise ConfigError(error.what, where="--metric", remedy=error.remedy) from error
+        known, highest = boxes.class_count(reference, head), int(np.asarray(labels)[..., 0].max(initial=0))
+        if known is not None and highest >= known:
+            raise DatasetError(
+                f"label holds class {highest}, the model's {known} classes are 0 to {known - 1}",
+                where=where,
+                remedy="COCO's classes are numbered by the order of its categories' ids: leave out those that the "
+                "model does not know",
+            )
 
     def per_sample(self, outputs: Mapping[str, Array], reference: Mapping[str, Array], labels: Any | None) -> Array:
         """N x (classes + detections x (2 + thresholds)): objects of each class, then for each detection its score, its
