@@ -91,14 +91,14 @@ class Search:
         """
         try:
             if self._section is not None:
-                self._job.clock.waiting = 0
+                self._job.clock.begin_turn(0)
                 asked = recipe.candidate(self._section, self._target)
                 self._backend(asked.backend, _only(asked))
             else:
                 every = self._job.options.every_backend
                 turns = [one for one in self._target.backends if one.usual or every]
                 for place, choice in enumerate(turns, start=1):
-                    self._job.clock.waiting = len(turns) - place
+                    self._job.clock.begin_turn(len(turns) - place)
                     strategy = self._strategy(choice)
                     self._strategies.append((choice, strategy))
                     self._backend(choice, strategy.run(), functools.partial(self._at_the_end, strategy))
@@ -166,13 +166,12 @@ class Search:
         return outcomes
 
     def _late(self) -> bool:
-        """Return whether the time limit is reached; the first candidate is tried regardless."""
-        clock = self._job.clock
-        if not self._ended and self._attempts and clock.late:
-            self._ended = (
-                f"the search ended after {clock.limit:g} s ({clock.said}): {len(self._attempts)} were tried by then"
-            )
-        return bool(self._ended)
+        """Return whether the time limit, or the backend's part of it, is reached; the first candidate is tried
+        regardless."""
+        ended = self._job.clock.ended if self._attempts else ""
+        if ended and not self._ended.startswith(ended):
+            self._ended = f"{ended}: {len(self._attempts)} were tried by then"
+        return bool(ended)
 
     def _folder(self) -> Path:
         self._folders += 1
