@@ -71,7 +71,7 @@ class Ours:
         run: as a program calls it.
         bare: its file in the runtime alone, as the peer's is run.
         size: bytes of its files.
-        named: the layers that the report names as in float.
+        seconds: processor time of one attempt (plain int8, from the ONNX file).
         floating: what computes in float, as the peer has to be told.
         source: what the peer starts from: the model, or for TFLite Kedge's own float file of it.
         given, made: how a file of TFLite has the axes of input and output; None as the model has them.
@@ -80,7 +80,7 @@ class Ours:
     run: Run
     bare: Run
     size: int
-    named: tuple[str, ...]
+    seconds: float
     source: Path
     floating: tuple[str, ...] = ()
     given: tuple[int, ...] | None = None
@@ -94,14 +94,13 @@ class Theirs:
     Attributes:
         name: of the peer, and what it was told.
         size: bytes of its files.
-        seconds, ours: processor time of one attempt, and of Kedge's with the same layers in float.
+        seconds: processor time of one attempt.
     """
 
     name: str
     run: Run
     size: int
     seconds: float
-    ours: float
 
 
 def _beside(name: str, case: Case, target: str, folder: Path) -> Iterator[Result]:
@@ -112,20 +111,18 @@ def _beside(name: str, case: Case, target: str, folder: Path) -> Iterator[Result
     except KedgeError as error:
         print(f"{what}: Kedge refuses: {error}", file=sys.stderr)
         return
-    plain: tuple[str, ...] = ()
-    told = [(peer, plain, plain)]
+    told: dict[str, tuple[str, ...]] = {peer: ()}
     if ours.floating:
-        told.append((f"{peer}, {len(ours.floating)} operators in float as Kedge's", ours.named, ours.floating))
+        told[f"{peer}, {len(ours.floating)} operators in float as Kedge's"] = ours.floating
     peers = []
-    for number, (title, named, floating) in enumerate(told):
-        attempt, made = folder / f"attempt-{number}", folder / f"{number}-{file}"
-        own = _attempt(case, target, named, attempt)
-        seconds = _by_hand(case, script, ours, floating, made, attempt)
+    for number, (title, floating) in enumerate(told.items()):
+        made = folder / f"{number}-{file}"
+        seconds = _by_hand(case, script, ours, floating, made)
         if isinstance(seconds, str):
             yield Result(f"{what}: quality", "the peer fails", "", 0.0, None, title, seconds, True)
             continue
         size = sum(one.stat().st_size for one in (made, made.with_suffix(".bin")) if one.is_file())
-        peers.append(Theirs(title, _opened(made, ours), size, seconds, own))
+        peers.append(Theirs(title, _opened(made, ours), size, seconds))
     yield from _qualities(what, case, ours, peers)
     yield from _times(what, case, ours, peers)
 
@@ -137,7 +134,7 @@ def _qualities(what: str, case: Case, ours: Ours, peers: Sequence[Theirs]) -> It
     )
     everything = np.arange(len(case.judged))
     for peer, other in zip(peers, others, strict=True):
-        found = _intervals(case, lambda chosen, other=other: one(chosen) - other(chosen))
+        found = _intervals(case, one, other)
         spans = [f"{low:+.4f} to {high:+.4f}" for low, high in found]
         yield Result(
             f"{what}: quality", f"difference {', with the same originals '.join(spans)} (95 %)", "", one(everything),
@@ -149,16 +146,17 @@ def _qualities(what: str, case: Case, ours: Ours, peers: Sequence[Theirs]) -> It
         )  # fmt: skip
 
 
-def _intervals(case: Case, difference: Callable[[Array], float]) -> list[tuple[float, float]]:
-    """95 % of the differences, with the original samples drawn anew, each with all that was made of it; and with the
-    originals as they are and what was made of each drawn anew, where there is more than one of each."""
+def _intervals(case: Case, one: Callable[[Array], float], other: Callable[[Array], float]) -> list[tuple[float, float]]:
+    """95 % of the differences of two qualities: with the original samples drawn anew, each with all that was made of
+    it; and with the originals as they are and what was made of each drawn anew, where there is more than one of each.
+    """
     rng = np.random.default_rng(0)
     made_of = [np.flatnonzero(case.origins == origin) for origin in np.unique(case.origins)]
     count, found = len(made_of), []
     fresh = (np.concatenate([made_of[origin] for origin in rng.integers(0, count, count)]) for _ in range(_RESAMPLES))
     same = (np.concatenate([rng.choice(made, len(made)) for made in made_of]) for _ in range(_RESAMPLES))
     for draws in (fresh, same) if len(case.origins) > count else (fresh,):
-        low, high = np.quantile([difference(chosen) for chosen in draws], [0.025, 0.975])
+        low, high = np.quantile([one(chosen) - other(chosen) for chosen in draws], [0.025, 0.975])
         found.append((float(low), float(high)))
     return found
 
@@ -176,8 +174,8 @@ def _times(what: str, case: Case, ours: Ours, peers: Sequence[Theirs]) -> Iterat
             "ms", fast, slow, peer.name, f"≤{_LATENCY}×", fast <= _LATENCY * slow,
         )  # fmt: skip
         yield Result(
-            f"{what}: one attempt", "from the ONNX file to int8, calibration included", "CPU s", peer.ours,
-            peer.seconds, peer.name, f"≤{_ATTEMPT}×", peer.ours <= _ATTEMPT * peer.seconds,
+            f"{what}: one attempt", "from the ONNX file to int8, calibration included", "CPU s", ours.seconds,
+            peer.seconds, peer.name, f"≤{_ATTEMPT}×", ours.seconds <= _ATTEMPT * peer.seconds,
         )  # fmt: skip
 
 
@@ -207,7 +205,7 @@ def _kedge(case: Case, target: str, folder: Path) -> Ours:
 
     (bundle,) = json.loads((folder / "OUT" / "report.json").read_text())["bundles"]
     named = tuple(layer["name"] for layer in bundle["layers"] if layer["precision"] == "float32")
-    made = Ours(call, call, size, named, case.model)
+    made = Ours(call, call, size, _attempt(case, target, folder / "attempt"), case.model)
     if target == "rpi4":
         plain: dict[str, Any] = {"quantize": "precision=float32", "max_drop": 1.0, "out": folder / "float"}
         kedge.compile(case.model, name="peer", version="1", **given, **plain)
@@ -218,14 +216,13 @@ def _kedge(case: Case, target: str, folder: Path) -> Ours:
     return replace(made, bare=_opened(file, made), floating=tuple(floating))
 
 
-def _attempt(case: Case, target: str, floating: Sequence[str], folder: Path) -> float:
-    """Processor seconds of one int8 file with these layers in float, by this process and the toolchain's; imports are
-    made before."""
+def _attempt(case: Case, target: str, folder: Path) -> float:
+    """Processor seconds of one int8 file, by this process and the toolchain's; imports are made before."""
     import onnx
     from tests.support import lowering
 
     from kedge_targets import registry
-    from kedge_targets.numerics import Plan, Precision
+    from kedge_targets.numerics import Precision
     from kedge_targets.target import find
 
     for module in getattr(registry.compiler(find(target).backends[0].name), "modules", ()):
@@ -233,9 +230,8 @@ def _attempt(case: Case, target: str, floating: Sequence[str], folder: Path) -> 
     folder.mkdir()
     graph = lowering.checked_copy(case.model, folder)
     samples = lowering.Calibration(onnx.load(str(case.model)).graph.input[0].name, case.calibration)
-    plan = Plan(default=Precision.INT8, layers=dict.fromkeys(floating, Precision.FLOAT32))
     before = living_seconds()
-    lowering.lower(target, graph, plan, samples, folder)
+    lowering.lower(target, graph, Precision.INT8, samples, folder)
     return living_seconds() - before
 
 
@@ -271,7 +267,7 @@ def _saved(path: Path, case: Case, samples: Array, labels: Array | None = None) 
     np.savez(path, **arrays)
 
 
-def _by_hand(case: Case, script: str, ours: Ours, floating: Sequence[str], out: Path, attempt: Path) -> float | str:
+def _by_hand(case: Case, script: str, ours: Ours, floating: Sequence[str], out: Path) -> float | str:
     """Seconds of one attempt of the peer; or its last words."""
     from tests.support import foreign
 
@@ -292,7 +288,7 @@ def _by_hand(case: Case, script: str, ours: Ours, floating: Sequence[str], out: 
     )
     if done.returncode:
         return f"fails: {(done.stderr.strip().splitlines() or ['no word'])[-1][:160]}"
-    return float(done.stdout.split()[-1]) + (_converted(attempt) if out.suffix == ".tflite" else 0.0)
+    return float(done.stdout.split()[-1]) + (_converted(out.parent / "attempt") if out.suffix == ".tflite" else 0.0)
 
 
 def _opened(file: Path, ours: Ours) -> Run:
