@@ -45,6 +45,12 @@ def test_chance_among_the_two_largest_decides_little() -> None:
     assert np.mean(found) == pytest.approx(np.log(2), rel=0.1)
 
 
+def test_a_tail_of_which_a_relu_left_little_is_known_by_what_it_left() -> None:
+    rng = np.random.default_rng(0)
+    found = [growth(np.maximum(rng.exponential(1.0, 96) - np.log(20), 0.0)) for _ in range(300)]
+    assert np.mean(found) == pytest.approx(np.log(2), rel=0.1)
+
+
 def test_many_values_an_end_at_0_and_other_axes_stay() -> None:
     rng = np.random.default_rng(0)
     for values, samples in ((rng.normal(size=(4, FEW + 1)), 4), (rng.normal(size=(5, 3)), 4)):

@@ -36,6 +36,8 @@ _ELEMENTS = 1 << 22
 sample in thirty shows on many only."""
 _TOGETHER = 4
 """Number of samples that are judged separately: others would hide a single bad answer."""
+_NOTHING = 1e-3
+"""Largest value in integers of an output that is always 0 in float."""
 _BY_CHANNEL = 13
 """The opset from which on DequantizeLinear takes a scale for each channel."""
 
@@ -55,11 +57,13 @@ def few(model: onnx.ModelProto, calibration: Iterable[dict[str, Array]]) -> list
 
 def weak(reference: Sequence[Mapping[str, Array]], answers: Sequence[Mapping[str, Array]]) -> dict[str, float]:
     """Return the outputs below :data:`FLOOR_DB` on some samples, or hardly above it on all, with their dB. Non-float
-    outputs and outputs that are all 0 in float are not judged."""
+    outputs are not judged; one that is always 0 in float must be next to nothing."""
     found = {}
     for name in reference[0] if reference else ():
         whole = _decibels(name, reference, answers)
         if whole is None:
+            if _always_zero(name, reference) and max(_largest(one[name]) for one in answers) > _NOTHING:
+                found[name] = -math.inf
             continue
         starts = range(0, len(reference), _TOGETHER)
         parts = (_decibels(name, *(one[at : at + _TOGETHER] for one in (reference, answers))) for at in starts)
@@ -67,6 +71,14 @@ def weak(reference: Sequence[Mapping[str, Array]], answers: Sequence[Mapping[str
         if least < FLOOR_DB:
             found[name] = least
     return found
+
+
+def _always_zero(name: str, reference: Sequence[Mapping[str, Array]]) -> bool:
+    return all(one[name].dtype.kind == "f" and not one[name].any() for one in reference)
+
+
+def _largest(values: Array) -> float:
+    return float(np.abs(values).max(initial=0.0))
 
 
 def _decibels(
@@ -174,7 +186,7 @@ def noisiest(model: onnx.ModelProto, made: onnx.ModelProto, feeds: Sequence[Feed
         given = max((noise.get(name, 0.0) for name in dead_code.inputs_of(node)), default=0.0)
         own = max((_relative(name, before, after) for name in node.output if name in tensors), default=given)
         noise |= dict.fromkeys(node.output, own)
-        added[node.name] = own - given
+        added[node.name] = own - given if np.isfinite(given) else 0.0
     return sorted(added, key=lambda name: -added[name])
 
 
@@ -184,5 +196,5 @@ def _relative(name: str, before: Sequence[Mapping[str, Array]], after: Sequence[
     difference = np.concatenate([np.ravel(one[name]) for one in after]) - wanted
     power = float(wanted @ wanted)
     with np.errstate(all="ignore"):
-        found = float(difference @ difference) / power if power > 0 else 0.0
+        found = float(difference @ difference) / power if power > 0 else np.inf if difference.any() else 0.0
     return found if np.isfinite(found) else float("inf")

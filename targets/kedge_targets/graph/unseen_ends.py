@@ -56,4 +56,6 @@ def growth(largest: Sequence[float] | Array) -> float:
     """Return by how much the largest of these numbers would grow with twice as many of them."""
     ordered = np.sort(np.asarray(largest, np.float64))[::-1]
     depth = min(max(len(ordered) // 10, _FEWEST), _DEPTH, len(ordered) - 1)
-    return float(np.log(2) * (ordered[:depth].mean() - ordered[depth])) if depth else 0.0
+    # What a Relu made of lower ones says nothing of the tail.
+    above = ordered[:depth][ordered[:depth] > ordered[depth]]
+    return float(np.log(2) * (above.mean() - ordered[depth])) if above.size else 0.0

@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from kedge_targets.backends.openvino import (
     opening,
     reading,
     representation,
+    wrong_fusions,
 )
 from kedge_targets.backends.openvino.reaching import Reaching
 from kedge_targets.backends.openvino.samples import Samples, SingleCalibration, at_once
@@ -35,6 +36,7 @@ from kedge_targets.graph import (
     free_dimensions,
     layers,
     model_reader,
+    nodes,
     output_guard,
     plan_layers,
     qdq_insertion,
@@ -62,6 +64,8 @@ _UNREAD_ROUNDED = frozenset({"GRU"})
 """Operators whose integer weights the CPU plugin (2026.4) refuses: "expects Constant for port 3"."""
 _THEIR_TYPES = frozenset({"GRUSequence", "GRUCell"})
 """OpenVINO's own for them; they do not always keep the node's name."""
+
+_NOT_COMPUTED = frozenset({"Constant", "Parameter"})
 
 _RETURNS = 4
 """Trials of the guard to take nodes back into integers that are not needed in float; each quantizes anew."""
@@ -207,6 +211,7 @@ def _by_nncf(
         *nncf_preparation.of_norms(given.graph),
         *nncf_preparation.divisors(given.graph),
         *nncf_preparation.regrouping(given.graph),
+        *wrong_fusions.barriers(given.graph),
     ]
     model, kept, weak = making.guarded(must) if job.plan.guard else (making.made(must), (), {})
     return _Quantized(
@@ -240,16 +245,41 @@ def _specs(trained: list[signature.TensorInfo], given: list[signature.TensorInfo
     return tuple(replace(spec, file=replace(spec.file, shape=info.shape, dtype=info.dtype)) for spec, info in pairs)
 
 
-def _ignored(model: Any, names: list[str]) -> list[str]:
-    """Return OpenVINO's nodes that stem from these nodes; it splits one node into several named ``NODE/part``. What
-    it cannot read in integers is always among them."""
-    wanted = set(names)
-    named = [(operation.get_friendly_name(), operation.get_type_name()) for operation in _operations(model)]
-    return [
-        name
-        for name, kind in named
-        if name in wanted or kind in _THEIR_TYPES or any(name.startswith(f"{node}/") for node in wanted)
-    ]
+def _ignored(model: Any, given: onnx.ModelProto, names: Collection[str]) -> list[str]:
+    """Return OpenVINO's operations that compute these nodes. It names one of a node's operations after the node, or
+    ``NODE/part``, or after the node's output, and the others (the MVN of an InstanceNormalization, the Maximum of a
+    Clip) as it likes: they lie between tensors that keep their names. What it cannot read in integers is always among
+    the operations."""
+    graphs = list(nodes.graphs(given.graph))
+    wanted, every = set(names), [node for graph in graphs for node in graph.node]
+    known = {value.name for graph in graphs for value in graph.input} | {name for node in every for name in node.output}
+    answers = {name for node in every if node.name in wanted for name in node.output}
+    found: dict[str, None] = {}
+    for operation in _operations(model):
+        name, kind = operation.get_friendly_name(), operation.get_type_name()
+        if name in wanted or kind in _THEIR_TYPES or any(name.startswith(f"{node}/") for node in wanted):
+            found[name] = None
+        if _tensors(operation) & answers:
+            found |= dict.fromkeys(_parts(operation, known))
+    return list(found)
+
+
+def _parts(last: Any, known: set[str]) -> Iterator[str]:
+    """Yield the names of the operations from which this one computes a node's output, as far as tensors with names."""
+    pending, seen = [last], set[str]()
+    while pending:
+        operation = pending.pop()
+        name = operation.get_friendly_name()
+        if name in seen or operation.get_type_name() in _NOT_COMPUTED:
+            continue
+        seen.add(name)
+        yield name
+        sources = [value.get_node() for value in operation.input_values()]
+        pending += [source for source in sources if not _tensors(source) & known]
+
+
+def _tensors(operation: Any) -> set[str]:
+    return {name for port in operation.outputs() for name in port.get_names()}
 
 
 def _operations(model: Any) -> Iterator[Any]:
@@ -304,7 +334,7 @@ class _Making:
         """Return the model with these nodes in float."""
         model = reading.read(self._openvino, self._graph, self._given)
         samples = Samples(self._calibration, at_once(self._given, self._options))
-        ignored = _ignored(model, floating)
+        ignored = _ignored(model, self._given, floating)
         made, seconds, self.version = _quantized(model, self._how, ignored, samples, self._options, self._kind)
         self.seconds += seconds
         self.used = samples.used

@@ -12,6 +12,7 @@ from kedge_protocol.errors import UnsupportedOperatorError
 from kedge_targets.backends.openvino import devices, float_check, nncf_preparation, reading
 from kedge_targets.backends.openvino.older_reductions import with_axes_of_onnx
 from kedge_targets.backends.openvino.older_softmax import with_softmax_of_onnx
+from kedge_targets.backends.openvino.wrong_fusions import without_wrong_fusions
 from kedge_targets.compiler_template import LoweringJob
 from kedge_targets.contract import Calibration
 from kedge_targets.graph import (
@@ -85,7 +86,7 @@ def _ready(
         given = batch.fix_batch(given, 1)
     integers = plan_layers.leading(job.plan) is Precision.INT8
     given, taken = _taken(canonicalization.without_doubles(given), job.calibration, keep=keep)
-    given = with_axes_of_onnx(with_softmax_of_onnx(given))
+    given = without_wrong_fusions(with_axes_of_onnx(with_softmax_of_onnx(given)))
     # In float, too, a file that rounds stays as small as it is; only float16 stores it anew.
     kept = plan_layers.leading(job.plan) in (Precision.INT8, Precision.FLOAT32)
     rounded = kept and qdq_insertion.has_qdq(given)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,8 +35,9 @@ class Reaching:
 
     def extend(self, model: Any) -> None:
         """Move the ends of the model's activation ranges outwards, in place. Ranges that NNCF made equal, because
-        one operator takes their tensors, stay equal. Ranges of single channels stay as they are."""
-        groups: dict[tuple[float, float], list[Any]] = defaultdict(list)
+        one operator takes their tensors, stay equal. Those of single channels grow by the same share as the tensor's.
+        """
+        groups: dict[tuple[tuple[float, ...], tuple[float, ...]], list[Any]] = defaultdict(list)
         for node in model.get_ordered_ops():
             if node.get_type_name() == "FakeQuantize" and (found := _bounds(node)) is not None:
                 groups[found].append(node)
@@ -44,28 +45,44 @@ class Reaching:
         missing = {name for name in named.values() if name is not None} - self._seen.keys()
         if missing:
             self._seen |= ranges.histograms(self._given, self._calibration, sorted(missing), counts=False)
-        for (low, high), nodes in groups.items():
+        for bounds, nodes in groups.items():
+            low, high = np.array(bounds)
             seen = [self._seen[name] for node in nodes if (name := named[id(node)]) is not None]
-            ends = [one.ends.beyond(one.low, one.high) for one in seen]
-            wide = min([low, *(end for end, _ in ends)]), max([high, *(end for _, end in ends)])
-            if wide != (low, high):
+            wide = _of_channels(low, high, seen) if low.size > 1 else _of_all(low, high, seen)
+            if not np.array_equal(wide, (low, high)):
+                whole = np.array([_whole(*one) for one in zip(low, high, *wide, strict=True)])
                 for node in nodes:
-                    _set(node, *_whole(low, high, *wide))
+                    _set(node, whole[:, 0], whole[:, 1])
 
     def _tensor(self, node: Any) -> str | None:
         names = sorted(node.input(0).get_source_output().get_names() & self._known)
         return names[0] if names else None
 
 
-def _bounds(node: Any) -> tuple[float, float] | None:
-    """Return (low, high) of an activation with one range of 256 levels."""
+def _bounds(node: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return (low, high) of an activation in 256 levels: one number each, or one for each channel."""
     sources = [node.input(index).get_source_output().get_node() for index in range(5)]
     if sources[0].get_type_name() == "Constant" or node.get_attributes().get("levels") != _LEVELS:
         return None
-    if any(one.get_type_name() != "Constant" or one.data.size != 1 for one in sources[1:]):
+    if any(one.get_type_name() != "Constant" for one in sources[1:]):
         return None
-    low, high = (float(one.data.reshape(-1)[0]) for one in sources[1:3])
+    low, high = (tuple(map(float, np.ravel(one.data))) for one in sources[1:3])
+    return (low, high) if len(low) == len(high) else None
+
+
+def _of_all(low: Array, high: Array, seen: Sequence[ranges.Histogram]) -> tuple[Array, Array]:
+    """Return the range that all of these need."""
+    for one in seen:
+        lowest, highest = one.ends.beyond(one.low, one.high)
+        low, high = np.minimum(low, lowest), np.maximum(high, highest)
     return low, high
+
+
+def _of_channels(low: Array, high: Array, seen: Sequence[ranges.Histogram]) -> tuple[Array, Array]:
+    ends = [(one, *one.ends.beyond(one.low, one.high)) for one in seen]
+    down = max((end / one.low for one, end, _ in ends if one.low < 0), default=1.0)
+    up = max((end / one.high for one, _, end in ends if one.high > 0), default=1.0)
+    return np.where(low < 0, low * down, low), np.where(high > 0, high * up, high)
 
 
 def _whole(low: float, high: float, lowest: float, highest: float) -> tuple[float, float]:
@@ -81,10 +98,10 @@ def _whole(low: float, high: float, lowest: float, highest: float) -> tuple[floa
     return -zero * step, (most - zero) * step
 
 
-def _set(node: Any, low: float, high: float) -> None:
+def _set(node: Any, low: Array, high: Array) -> None:
     from openvino import opset13
 
     for index, value in ((1, low), (2, high), (3, low), (4, high)):
         old = node.input(index).get_source_output().get_node().data
-        new = opset13.constant(np.full(old.shape, value, old.dtype))
+        new = opset13.constant(value.reshape(old.shape).astype(old.dtype))
         node.input(index).replace_source_output(new.output(0))

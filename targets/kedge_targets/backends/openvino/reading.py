@@ -54,9 +54,10 @@ def read(openvino: Any, graph: Path, given: onnx.ModelProto, *, folded: bool = T
     manager = Manager()
     manager.register_pass(ConstantFolding())
     manager.run_passes(model)
-    # Folding unrolls a short Loop, and leaves ends of its body on the tensors, which NNCF takes for the model's.
-    unrolled = any(node.op_type == "Loop" for inner in nodes.graphs(given.graph) for node in inner.node)
-    return model.clone() if unrolled else model
+    # NNCF takes all that reads a tensor for parts of one model. But folding unrolls a short Loop and leaves ends of its
+    # body on the tensors, and both branches of an If may read the same Constant.
+    shared = any(node.op_type in ("If", "Loop") for inner in nodes.graphs(given.graph) for node in inner.node)
+    return model.clone() if shared else model
 
 
 def _unread(said: str, given: onnx.ModelProto) -> tuple[nodes.NodeInfo | None, str]:

@@ -49,7 +49,6 @@ def prepare(
     turned = _take_transposes_off_inputs(made)
     _take_transposes_off_outputs(made)
     attention.bound_masks(made, mask)
-    gelu.fuse(made)
     norms.spell_out(made)
     hard_activations.spell_out(made)
     made = model_reader.infer_shapes(made, where="the prepared graph")
@@ -58,6 +57,7 @@ def prepare(
         norms.spell_out_layers(made)
     pooling.spell_out_pads(made)
     made = model_reader.infer_shapes(made, where="the prepared graph")
+    gelu.fuse(made)  # last, since shapes are not inferred through it
     nodes.name_nodes(made)
     return made, turned
 

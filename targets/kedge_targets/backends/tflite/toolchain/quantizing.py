@@ -1,6 +1,7 @@
 """Quantizes to int8 with TFLite's own quantizer, leaving single operators in float; a file is checked against the float
 one."""
 
+import contextlib
 import itertools
 
 import comparing
@@ -236,14 +237,29 @@ class Quantizer:
 
     def _without_cut_ranges(self, floating):
         """Return the file with those operators in float too whose neighbours would have to share too narrow a range."""
-        content, holds = self._made(floating)
+        content, holds, floating = self._accepted(floating)
         for _ in range(_ROUNDS):
             more = self._narrowing(holds) - floating
             if not more:
                 break
-            floating = floating | more
-            content, holds = self._made(floating)
+            content, holds, floating = self._accepted(floating | more)
         return content, floating
+
+    def _accepted(self, floating):
+        """Return what :meth:`_made` does, and the operators in float: one more, or all that join tensors, where the
+        quantizer finds no scale for all that it wants alike ("violate the same scale constraint")."""
+        try:
+            return *self._made(floating), floating
+        except RuntimeError:
+            joining = [at for at in sorted(self._all() - floating) if self._joins(at)]
+            for more in (*({at} for at in joining), set(joining)):
+                with contextlib.suppress(RuntimeError):
+                    return *self._made(floating | more), floating | more
+            raise
+
+    def _joins(self, at):
+        computed = [one for one in self.wiring.inputs[at] if not self.wiring.constant(one)]
+        return self.wiring.names[at] in _ONE_SCALE and len(computed) > 1
 
     def _narrowing(self, holds):
         """Return operators that give a tensor a range narrower than calibration observed and another reader needs."""

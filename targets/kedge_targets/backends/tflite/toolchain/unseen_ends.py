@@ -34,4 +34,5 @@ class Ends:
 def _growth(largest):
     ordered = numpy.sort(numpy.asarray(largest, numpy.float64))[::-1]
     depth = min(max(len(ordered) // 10, _FEWEST), _DEPTH, len(ordered) - 1)
-    return float(numpy.log(2) * (ordered[:depth].mean() - ordered[depth])) if depth else 0.0
+    above = ordered[:depth][ordered[:depth] > ordered[depth]]
+    return float(numpy.log(2) * (above.mean() - ordered[depth])) if above.size else 0.0
