@@ -35,7 +35,6 @@ from kedge_targets.graph import (
     plan_layers,
     signature,
 )
-from kedge_targets.graph.wiring import Wiring
 from kedge_targets.numerics import Granularity, Numerics, Plan, Precision, QuantizationScheme, Reach
 from kedge_targets.target import Target
 from kedge_targets.true_precision import Numbers
@@ -57,8 +56,6 @@ _QUANTIZED = QuantizationScheme(
 _RUNTIMES = (("ai-edge-litert", "2.1"), ("tflite-runtime", "2.14.0"))
 _KNOWN_OPTIONS = frozenset({"threads"})
 _NAMED = 6
-_DIVIDED_BY_ZERO = "kernels/div.cc"
-"""In the message where a divisor is 0 as an integer, as that of a norm is whose numbers are almost all 0."""
 _COARSE = 20.0  # dB of an output, below which the report says so
 
 
@@ -131,14 +128,7 @@ class Compiler(CompilerTemplate):
             wide=float_file.nodes_of(wide, model),
             guard=plan.guard,
         )
-        try:
-            made, file = _final_file(float_file, request, calibration, workdir)
-        except LoweringError as error:
-            divisions = _divisions(model) if _DIVIDED_BY_ZERO in error.what else []
-            if not divisions:
-                raise
-            request = replace(request, floating=[*request.floating, *float_file.nodes_of(divisions, model)])
-            made, file = _final_file(float_file, request, calibration, workdir)
+        made, file = _final_file(float_file, request, calibration, workdir)
         seconds["quantize" if precision is Precision.INT8 else "convert"] = time.perf_counter() - begun
         besides = float_file.layers_of(made.floating, model)
         inputs, outputs = _specs(given, model, float_file, made)
@@ -160,12 +150,6 @@ class Compiler(CompilerTemplate):
     def numbers(self, files: Mapping[str, Path], shapes: Mapping[str, Sequence[int]]) -> Numbers | None:
         """See :meth:`kedge_targets.contract.Compiler.numbers`."""
         return counting.numbers(files[ENTRY])
-
-
-def _divisions(model: onnx.ModelProto) -> list[str]:
-    """Return the names of the nodes that divide by what is computed."""
-    wiring = Wiring(model)
-    return [node.name for node in model.graph.node if node.op_type == "Div" and wiring.constant(node.input[1]) is None]
 
 
 def _check(plan: Plan, precision: Precision, target: Target) -> None:
@@ -339,7 +323,7 @@ def _notes(made: Converted, precision: Precision, besides: Sequence[str]) -> tup
         return ()
     kinds = ", ".join(sorted(set(made.float_operators)))
     found = [f"{len(made.float_operators)} of {made.operators} operators stay in float: {kinds}"]
-    if made.floating:
+    if besides:
         names = ", ".join(besides[:_NAMED]) + (" …" if len(besides) > _NAMED else "")
         found.append(f"kept in float because an output would not hold otherwise, or one scale not do for all: {names}")
     return tuple(found)

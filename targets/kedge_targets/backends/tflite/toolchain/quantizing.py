@@ -34,6 +34,7 @@ _ONE_SCALE = _CLIPS | {
     "SPLIT", "SPLIT_V", "SQUEEZE", "STRIDED_SLICE", "TILE", "TRANSPOSE", "UNPACK",
 }  # fmt: skip
 """Operators whose inputs and outputs get one common scale from the quantizer."""
+_DIVIDED_BY_ZERO = "kernels/div.cc"
 _FLOAT_ALONE = frozenset({"REVERSE_SEQUENCE"})
 """Operators that the quantizer rounds, and of which TFLite has no int8 kernel."""
 
@@ -126,6 +127,17 @@ class Quantizer:
         self._calibrated, self._ranges = self._form(guard)
         asked = set(asked) | self._wide
         unable = {at for at in self._all() if self.wiring.names[at] in _FLOAT_ALONE}
+        try:
+            return self._searched(asked, unable, guard)
+        except RuntimeError as error:
+            # A divisor near 0 is 0 as an integer, and the kernel ends the run.
+            divisions = {at for at in self._all() if self.wiring.names[at] == "DIV"}
+            if _DIVIDED_BY_ZERO not in str(error) or divisions <= asked:
+                raise
+            return self._searched(asked, unable | divisions, guard)
+
+    def _searched(self, asked, unable, guard):
+        """Return what :meth:`quantized` does, with the operators ``unable`` in float too."""
         floating = asked | unable | self._separate_clips() | self._unlike_tails()
         content, floating = self._without_cut_ranges(floating)
         found = self._compared(content)
