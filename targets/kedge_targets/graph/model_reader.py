@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,8 +65,8 @@ def load(path: Path) -> onnx.ModelProto:
     initializers that are inputs too become constants.
 
     Raises:
-        ModelError: cannot be read, not ONNX, its external data are missing, or its versions are newer than the
-            installed ONNX Runtime takes.
+        ModelError: cannot be read, not ONNX, without outputs, its external data are missing, a constant is cut off, or
+            its versions are newer than the installed ONNX Runtime takes.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -79,7 +80,10 @@ def load(path: Path) -> onnx.ModelProto:
         raise _not_onnx(path) from error
     if not model.graph.node or not model.opset_import:
         raise _not_onnx(path)
+    if not model.graph.output:
+        raise ModelError("has no outputs", where=str(path), remedy="Export it with the outputs that you need")
     _load_external(model, path)
+    _check_constants(model, path)
     canonicalization.name_opsets_once(model)
     classifier_outputs.to_tensors(model)
     text_locales.name_one_that_is_everywhere(model)
@@ -132,6 +136,33 @@ def _load_external(model: onnx.ModelProto, path: Path) -> None:
             where=str(path),
             remedy="Keep the data files beside the model, under the names that they were exported with",
         ) from error
+
+
+def _check_constants(model: onnx.ModelProto, path: Path) -> None:
+    """Check that each constant has as many bytes as its shape needs: a copy may have been cut off, also in the file of
+    external data."""
+    import onnx
+
+    for graph in nodes.graphs(model.graph):
+        for tensor in graph.initializer:
+            if not tensor.HasField("raw_data") or tensor.data_type not in onnx.helper.get_all_tensor_dtypes():
+                continue
+            kind = onnx.TensorProto.DataType.Name(tensor.data_type)
+            if kind.endswith(_BELOW_A_BYTE):
+                continue
+            needed = math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+            if len(tensor.raw_data) != needed:
+                shape = "x".join(map(str, tensor.dims))
+                raise ModelError(
+                    f"is damaged: constant {tensor.name!r} of shape {shape} ({kind.lower()}) has "
+                    f"{len(tensor.raw_data)} bytes, {needed} were expected",
+                    where=str(path),
+                    remedy="Copy or export it again, with its data files",
+                )
+
+
+_BELOW_A_BYTE = ("INT4", "INT2", "FLOAT4E2M1")
+"""Ends of the names of types that are packed into bytes."""
 
 
 def check(model: onnx.ModelProto, *, where: str) -> None:
