@@ -106,6 +106,18 @@ def test_another_processors_time_ranks_nothing_whatever_it_says(
     assert finalists(found, Budget(max_drop=0.01)) == []
 
 
+def test_what_keeps_the_budget_barely_gives_way_only_to_what_surely_loses_less() -> None:
+    # Three cuts of a detector for the Pi: 130 layers in float have the smaller cosine loss by chance, and fewer boxes.
+    found = [
+        Point(key="98 layers", drop=0.005401, upper=0.006209, size=3288400, latency=34.4, guessed=True),
+        Point(key="116 layers", drop=0.005176, upper=0.006003, size=3329152, latency=31.8, guessed=True),
+        Point(key="130 layers", drop=0.004763, upper=0.005420, size=3473784, latency=35.7, guessed=True),
+    ]
+    assert choose(found, Budget(max_drop=0.01)).key == "116 layers"  # type: ignore[union-attr]
+    surely = [*found[:2], replace(found[2], upper=0.005100)]
+    assert choose(surely, Budget(max_drop=0.01)).key == "130 layers"  # type: ignore[union-attr]
+
+
 def test_what_the_target_itself_measured_ranks_beside_guesses() -> None:
     budget = Budget(max_drop=0.1)
     slow, quick = paced("slow", 300, 1.0), paced("quick", 310, 0.5)

@@ -97,8 +97,8 @@ def choose(points: Sequence[Point], budget: Budget) -> Point | None:
 
     The product of bytes and milliseconds is minimized. Among candidates that may be equally fast, the smaller one is
     taken; among nearly equal sizes the one with the smaller drop, then the earlier one. If it uses more than half of
-    the allowed drop, the smallest of those that use less is taken instead, if it is hardly larger and not surely much
-    slower. So a repeated measurement only changes the choice among candidates whose spreads
+    the allowed drop, the smallest of those that use less is taken instead, if it surely loses less, is hardly larger
+    and not surely much slower. So a repeated measurement only changes the choice among candidates whose spreads
     overlap. Where latencies are guessed, it changes nothing: bytes and drops decide.
     """
     holding = [one for one in points if not excess(one, budget)]
@@ -116,7 +116,7 @@ def choose(points: Sequence[Point], budget: Budget) -> Point | None:
     if chosen.drop <= _BARELY * budget.max_drop:
         return chosen
     well = [one for one in holding if one.drop <= _BARELY * budget.max_drop and one.size <= smallest * (1 + _LARGER)]
-    well = [one for one in well if one in rivals or not _longer(one, chosen)]
+    well = [one for one in well if _loses_less(one, chosen) and (one in rivals or not _longer(one, chosen))]
     return min(well, key=lambda one: (one.size, one.drop), default=chosen)
 
 
@@ -151,6 +151,11 @@ def _faster(one: Point, other: Point) -> bool:
     if one.pace is None or other.pace is None or one.guessed or other.guessed:
         return False
     return one.pace.beside(other.pace).faster
+
+
+def _loses_less(one: Point, other: Point) -> bool:
+    """Return whether the whole interval of a drop lies below another drop, so that no luck of samples decides."""
+    return one.upper is None or one.upper < other.drop
 
 
 def _longer(one: Point, other: Point) -> bool:
