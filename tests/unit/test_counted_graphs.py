@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import onnx
+import openvino
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from kedge_targets.backends.openvino import counting as openvino_counting
 from kedge_targets.graph import counting
 
 RNG = np.random.default_rng(0)
@@ -66,9 +68,6 @@ def test_one_sample_costs_what_it_does_by_hand(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("behind")])
 def test_openvinos_file_costs_the_same(name: str, tmp_path: Path) -> None:
-    openvino = pytest.importorskip("openvino")
-    from kedge_targets.backends.openvino import counting as openvino_counting
-
     made, shape, weights, macs, elements = CASES[name]
     onnx.save(model_of(made, shape, weights), tmp_path / "m.onnx")
     read = openvino.convert_model(str(tmp_path / "m.onnx"))

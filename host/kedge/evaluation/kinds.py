@@ -212,20 +212,26 @@ def class_numbers(labels: Any, array: Array) -> Array:
         return wanted
     if wanted.shape == array.shape and columns(array) > 1 and _one_hot(wanted):
         return np.asarray(wanted.argmax(axis=-1))
-    if wanted.dtype.kind == "b" or (wanted.dtype.kind == "f" and bool((wanted == np.round(wanted)).all())):
-        wanted = wanted.astype(np.int64)
-    rows = array.shape[:-1]
-    if wanted.shape != rows and len(wanted) == len(array) and _longer(wanted.shape) == _longer(rows):
+    wanted, rows = whole_numbers(wanted), array.shape[:-1]
+    if wanted.shape != rows and len(wanted) == len(array) and long_axes(wanted.shape) == long_axes(rows):
         wanted = wanted.reshape(rows)
     return wanted
 
 
+def whole_numbers(labels: Array) -> Array:
+    """Return flags, and real numbers that are all whole, as int64; other labels as they are."""
+    if labels.dtype.kind == "b" or (labels.dtype.kind == "f" and bool((labels == np.round(labels)).all())):
+        return labels.astype(np.int64)
+    return labels
+
+
+def long_axes(shape: tuple[int, ...]) -> list[int]:
+    """Return the lengths of the axes of one sample that are longer than one."""
+    return [length for length in shape[1:] if length != 1]
+
+
 def _one_hot(labels: Array) -> bool:
     return bool(np.isin(labels, (0, 1)).all() and (labels.sum(axis=-1) == 1).all())
-
-
-def _longer(shape: tuple[int, ...]) -> list[int]:
-    return [length for length in shape[1:] if length != 1]
 
 
 def _labelled(

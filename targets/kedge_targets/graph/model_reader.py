@@ -28,6 +28,8 @@ MAX_PROTOBUF_BYTES = 2**31 - 1
 
 LOWEST_IR_VERSION = 4
 """IR version from which an initializer need not be an input too (ONNX, IR.md)."""
+_BELOW_A_BYTE = ("INT4", "INT2", "FLOAT4E2M1")
+"""Ends of the names of types that are packed into bytes."""
 
 
 def read(path: Path) -> onnx.ModelProto:
@@ -159,10 +161,6 @@ def _check_constants(model: onnx.ModelProto, path: Path) -> None:
                     where=str(path),
                     remedy="Copy or export it again, with its data files",
                 )
-
-
-_BELOW_A_BYTE = ("INT4", "INT2", "FLOAT4E2M1")
-"""Ends of the names of types that are packed into bytes."""
 
 
 def check(model: onnx.ModelProto, *, where: str) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge.evaluation import decisions
-from kedge.evaluation.kinds import ClassifiedOutput, OutputKind
+from kedge.evaluation.kinds import ClassifiedOutput, OutputKind, long_axes
 from kedge.evaluation.metrics.contract import Direction, Metric
 from kedge_protocol.errors import ConfigError, DatasetError
 
@@ -173,8 +173,8 @@ class Sqnr(Metric):
 def _are_of(labels: Any, output: Array) -> bool:
     """Return whether labels are numbers in an output's shape, axes of length one aside."""
     found = np.asarray(labels)
-    have, want = ([length for length in array.shape[1:] if length != 1] for array in (found, output))
-    return found.dtype.kind in "iufb" and len(found) == len(output) and have == want
+    numbers = found.dtype.kind in "iufb" and len(found) == len(output)
+    return numbers and long_axes(found.shape) == long_axes(output.shape)
 
 
 def _check_varied(labels: Any | None, name: str, *, where: str) -> None:

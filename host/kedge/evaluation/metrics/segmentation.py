@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kedge.evaluation import decisions
-from kedge.evaluation.kinds import ClassifiedOutput
+from kedge.evaluation.kinds import ClassifiedOutput, whole_numbers
 from kedge.evaluation.metrics.contract import Metric
 from kedge_protocol.errors import DatasetError
 
@@ -98,9 +98,7 @@ def _masks(labels: Any) -> Array:
     masks = np.asarray(labels)
     if masks.ndim == _PIXELS + 1 and 1 in (masks.shape[1], masks.shape[3]):
         masks = np.squeeze(masks, axis=1 if masks.shape[1] == 1 else 3)
-    if masks.dtype.kind == "b" or (masks.dtype.kind == "f" and bool((masks == np.round(masks)).all())):
-        masks = masks.astype(np.int64)
-    return masks
+    return whole_numbers(masks)
 
 
 def _class_axis(output: Array, masks: Array) -> int | None:
